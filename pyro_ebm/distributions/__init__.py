@@ -1,0 +1,22 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Boltzmann machines as Pyro distributions."""
+
+from pyro_ebm.distributions import units
+from pyro_ebm.distributions.energy_based import EnergyBased, UnnormalizedGradientError
+from pyro_ebm.distributions.gibbs_sweep import GibbsSweep
+from pyro_ebm.distributions.rbm import RBM, CanonicalForm
+from pyro_ebm.distributions.rbm_presets import BernoulliRBM, GaussianBernoulliRBM, IsingRBM
+
+__all__ = [
+    "RBM",
+    "BernoulliRBM",
+    "CanonicalForm",
+    "EnergyBased",
+    "GaussianBernoulliRBM",
+    "GibbsSweep",
+    "IsingRBM",
+    "UnnormalizedGradientError",
+    "units",
+]

@@ -1,0 +1,47 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""When is the partition function finite?"""
+
+import torch
+from torch import Tensor
+
+from pyro_ebm.distributions.units import Gaussian, ReLU, Unit
+
+__all__ = ["check_normalizable"]
+
+
+@torch.no_grad()
+def check_normalizable(visible: Unit, hidden: Unit, weight: Tensor) -> None:
+    r"""Refuse a pair of continuous layers whose energy may be unbounded below.
+
+    With a discrete layer Z is a finite sum of finite integrals. With precisions P and G on two
+    continuous layers the quadratic part is positive definite if and only if the largest singular
+    value of :math:`S = P^{-1/2} W G^{-1/2}` is below 1. Rectified units need less, positivity on the
+    cone :math:`x \ge 0`: there it suffices that the same holds for the positive part of S (two
+    rectified layers) or of :math:`S^\top S` (one), and the smaller of the two norms decides.
+
+    :raises ValueError: if the condition fails.
+    """
+    if visible.is_discrete or hidden.is_discrete:
+        return
+    precision_v = torch.atleast_1d(visible.parameters["precision"]).unsqueeze(-1)
+    precision_h = torch.atleast_1d(hidden.parameters["precision"]).unsqueeze(-2)
+    scaled = (weight * (precision_v * precision_h).rsqrt()).double()
+    rectified = [isinstance(unit, ReLU) for unit in (visible, hidden)]
+    largest = torch.linalg.matrix_norm(scaled, ord=2)
+    # Dropping the negative entries can also raise the norm, so it is never the only test.
+    if all(rectified):
+        cone = torch.linalg.matrix_norm(scaled.clamp(min=0.0), ord=2)
+        largest = torch.minimum(largest, cone)
+    elif any(rectified):
+        # Integrate the Gaussian side out; what remains is quadratic on the rectified one.
+        gram = scaled.mT @ scaled if isinstance(visible, Gaussian) else scaled @ scaled.mT
+        cone = torch.linalg.matrix_norm(gram.clamp(min=0.0), ord=2).sqrt()
+        largest = torch.minimum(largest, cone)
+    if bool((largest >= 1.0).any()):
+        names = f"{type(visible).__name__}-{type(hidden).__name__}"
+        raise ValueError(
+            f"this {names} machine is not normalisable (or not provably so): the largest singular "
+            f"value of P^(-1/2) W G^(-1/2) is {largest.max().item():.4g} and must be below 1"
+        )

@@ -1,0 +1,15 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Unit families: what a layer of a Boltzmann machine is made of.
+
+A family is an energy :math:`u(x)` and its log-partition under an extra field,
+:math:`\\Gamma(t) = \\log \\sum_x \\exp(-u(x) + t^\\top x)`; every model of the package follows from these.
+To add one, subclass :class:`Unit`.
+"""
+
+from pyro_ebm.distributions.units.base import Unit
+from pyro_ebm.distributions.units.continuous import Gaussian, ReLU
+from pyro_ebm.distributions.units.discrete import Bernoulli, Categorical, Ising, Multinomial
+
+__all__ = ["Bernoulli", "Categorical", "Gaussian", "Ising", "Multinomial", "ReLU", "Unit"]

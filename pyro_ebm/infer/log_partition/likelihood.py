@@ -1,0 +1,102 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Log-likelihoods of data, given log Z or without it."""
+
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from pyro_ebm.distributions import RBM
+
+__all__ = ["log_likelihood", "pseudo_log_likelihood"]
+
+#: Entries of the table of hidden fields that one chunk of rows may fill: 16 MiB in float32.
+_CHUNK_ENTRIES = 2**22
+
+
+def log_likelihood(dist: RBM, data: Tensor, log_partition: Any) -> Tensor:
+    r"""Log-likelihood :math:`-F(v) - \log Z` of every row.
+
+    With log Z from AIS, a stochastic lower bound, the result is optimistic: report the one from
+    reverse AIS beside it.
+
+    :param RBM dist: the machine.
+    :param Tensor data: shape ``(..., V)``.
+    :param log_partition: log Z as a number, a tensor or an estimate.
+    :returns: shape ``broadcast(data.shape[:-1], batch_shape)``, float64.
+    :raises ValueError: if the data has a wrong shape or values outside of the support, or log Z does
+        not fit the batch shape.
+    """
+    _check_data(dist, data)
+    log_z = torch.as_tensor(getattr(log_partition, "value", log_partition), dtype=torch.float64)
+    normalized = dist.to(dtype=torch.float64).normalize(log_z)
+    with torch.no_grad():
+        return normalized.log_prob(data.to(normalized.weight))
+
+
+def pseudo_log_likelihood(dist: RBM, data: Tensor) -> Tensor:
+    r"""Pseudo-log-likelihood :math:`\sum_i \log p(v_i \mid v_{-i})` of every row, exact over units.
+
+    Needs no log Z. (Averages of free energies over rows must not be taken before the logarithm: the
+    result would be far too optimistic.)
+
+    :param RBM dist: an unbatched machine whose visible units have finitely many states each.
+    :param Tensor data: shape ``(..., V)``.
+    :returns: shape ``data.shape[:-1]``.
+    :raises ValueError: if the visible units are continuous, the machine has a batch shape, or the data
+        has a wrong shape or values outside of the support.
+    """
+    _check_data(dist, data)
+    if dist.batch_shape:
+        raise ValueError(
+            f"pseudo_log_likelihood takes an unbatched machine, got {tuple(dist.batch_shape)}"
+        )
+    states = dist.visible.unit_states()
+    rows = data.to(dist.weight).reshape(-1, data.shape[-1])
+    width = dist.visible.num_units * dist.hidden.size
+    with torch.no_grad():
+        chunks = rows.split(max(1, _CHUNK_ENTRIES // width))
+        result = torch.cat([_pseudo_rows(dist, chunk, states) for chunk in chunks])
+    return result.reshape(data.shape[:-1])
+
+
+def _pseudo_rows(dist: RBM, v: Tensor, states: Tensor) -> Tensor:
+    """One chunk: log p(v_i | rest) needs the free energy with unit i in each of its K states."""
+    num_units, (num_states, width) = dist.visible.num_units, states.shape
+    form = dist.canonical()
+    field = torch.addmm(form.hidden_bias, v, form.weight)
+    units = v.unflatten(-1, (num_units, width))
+    weight = form.weight.unflatten(0, (num_units, width))
+    own = torch.einsum("bud,udh->buh", units, weight)
+    log_p = []
+    for k in range(num_states):
+        change = torch.einsum("d,udh->uh", states[k], weight) - own
+        hidden = dist.hidden.natural_log_partition(field.unsqueeze(1) + change)
+        log_p.append(_visible_log_weight(dist, form.visible_bias, states[k]) + hidden)
+    stacked = torch.stack(log_p)
+    actual = (units.unsqueeze(0) == states[:, None, None, :]).all(-1)
+    observed = torch.where(actual, stacked, stacked.new_zeros(())).sum(0)
+    return (observed - stacked.logsumexp(0)).sum(-1)
+
+
+def _visible_log_weight(dist: RBM, bias: Tensor, state: Tensor) -> Tensor:
+    """Log-weight of every visible unit in one state, without the hidden layer."""
+    num_units = dist.visible.num_units
+    linear = bias.unflatten(-1, (num_units, len(state))) @ state
+    if num_units > 1:
+        return linear
+    # A single unit may have a base measure, as counts have.
+    measure = dist.visible.energy(state) + dist.visible.natural_bias @ state
+    return linear - measure
+
+
+def _check_data(dist: RBM, data: Tensor) -> None:
+    shape: Size = data.shape
+    if data.dim() == 0 or shape[-1:] != dist.event_shape:
+        raise ValueError(f"data must have shape (..., {dist.event_shape[0]}), got {tuple(shape)}")
+    valid = dist.support.check(data)
+    if not bool(valid.all()):
+        bad = int((~valid).sum())
+        raise ValueError(f"data has {bad} of {valid.numel()} rows outside of {dist.support}")

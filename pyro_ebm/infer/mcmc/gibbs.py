@@ -1,0 +1,138 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Block Gibbs sampling as a Pyro MCMC kernel."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Generator, Size, Tensor
+
+from pyro_ebm.distributions import RBM, GibbsSweep
+
+__all__ = ["BlockGibbs"]
+
+
+class BlockGibbs(MCMCKernel):
+    r"""Block Gibbs sampling of a restricted Boltzmann machine.
+
+    A draw is ``num_steps`` sweeps: all hidden units given the visible ones, then all visible units
+    given the hidden ones. Both conditionals are exact, so that every sweep leaves the machine's
+    distribution invariant and nothing is ever rejected. The state is the visible layer, under the
+    name ``"v"``.
+
+    Runs under :class:`pyro.infer.MCMC` (one chain a process), :class:`pyro.infer.mcmc.StreamingMCMC`,
+    and :class:`~pyro_ebm.infer.VectorizedMCMC` (thousands of chains in one tensor). The free energy of
+    every draw is recorded and returned by :meth:`diagnostics` as ``"energy"``.
+
+    :param RBM target: the machine, with any batch shape. Its parameters are read in :meth:`setup`.
+    :param int num_steps: sweeps per draw, at least 1.
+    :param torch.Generator generator: the source of random bits; the global one if None. Parallel
+        processes need the global one, which Pyro seeds for every chain.
+    :raises ValueError: if ``num_steps`` is below 1 or the machine is not normalisable.
+
+    >>> import torch
+    >>> from pyro.infer import MCMC
+    >>> from pyro_ebm.distributions import BernoulliRBM
+    >>> from pyro_ebm.infer import BlockGibbs
+    >>> rbm = BernoulliRBM(torch.ones(3, 2), torch.zeros(3), torch.zeros(2))
+    >>> mcmc = MCMC(BlockGibbs(rbm), num_samples=50, warmup_steps=10, disable_progbar=True)
+    >>> mcmc.run()
+    >>> mcmc.get_samples()["v"].shape
+    torch.Size([50, 3])
+    """
+
+    #: Name of the state in the parameters that the kernel passes on.
+    site = "v"
+
+    def __init__(
+        self, target: RBM, num_steps: int = 1, *, generator: Generator | None = None
+    ) -> None:
+        if not isinstance(target, RBM):
+            raise TypeError(f"target must be an RBM distribution, got {type(target).__name__}")
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        target.check_normalizable()
+        self.target = target
+        self.num_steps = num_steps
+        self.generator = generator
+        #: Read by Pyro and ArviZ; states are drawn in their own space, so no transforms.
+        self.model = None
+        self.transforms: dict[str, Any] = {}
+        #: Leading axes of the state; set by VectorizedMCMC.
+        self.chain_shape = Size()
+        self._initial_params: dict[str, Tensor] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sweep: GibbsSweep | None = None
+        self._last: tuple[Tensor, Tensor] | None = None
+        self._num_calls = 0
+        self._warmup_steps = 0
+        self._energies: list[Tensor] = []
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        self._reset()
+        self._warmup_steps = warmup_steps
+        self._sweep = GibbsSweep(self.target, self.generator)
+
+    def cleanup(self) -> None:
+        self._reset()
+
+    @property
+    def state_shape(self) -> Size:
+        """Shape of the state, ``chain_shape + batch_shape + event_shape``."""
+        return self.chain_shape + self.target.batch_shape + self.target.event_shape
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        """The start: what was set, otherwise draws of the visible layer without its weights."""
+        if self._initial_params is not None:
+            return self._initial_params
+        return {self.site: self._running_sweep().initial_visible(self.state_shape)}
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor]) -> None:
+        value = params.get(self.site)
+        if value is None or value.shape != self.state_shape:
+            got = {name: tuple(p.shape) for name, p in params.items()}
+            raise ValueError(
+                f"initial_params must hold {self.site!r} of shape {tuple(self.state_shape)}, "
+                f"got {got}"
+            )
+        if not bool(self.target.support.check(value).all()):
+            raise ValueError(f"initial_params[{self.site!r}] is outside of {self.target.support}")
+        self._initial_params = {self.site: value.detach().to(self.target.weight.dtype)}
+
+    def _running_sweep(self) -> GibbsSweep:
+        if self._sweep is None:
+            self._sweep = GibbsSweep(self.target, self.generator)
+        return self._sweep
+
+    @torch.no_grad()
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        sweep = self._running_sweep()
+        v = params[self.site]
+        if self._last is not None and self._last[0] is v:
+            theta = self._last[1]
+        else:
+            theta = sweep.hidden_theta(v)
+        for _ in range(self.num_steps):
+            v, theta = sweep.step_from_theta(theta)
+        self._last = (v, theta)
+        self._num_calls += 1
+        if self._num_calls > self._warmup_steps:
+            self._energies.append(sweep.free_energy(v, theta))
+        return {self.site: v}
+
+    def logging(self) -> OrderedDict[str, str]:
+        if not self._energies:
+            return OrderedDict()
+        return OrderedDict([("energy", f"{self._energies[-1].mean().item():.4g}")])
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Free energies of the draws after warm-up, shape ``(draws,) + chain_shape + batch_shape``."""
+        energy = torch.stack(self._energies) if self._energies else torch.empty(0)
+        return {"divergences": [], "energy": energy}
