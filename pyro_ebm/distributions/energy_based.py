@@ -143,6 +143,13 @@ class EnergyBased(TorchDistribution):
         new.__dict__.update(self.__dict__)
         return new
 
+    def compact(self) -> Self:
+        """A copy without what :meth:`expand` added: its batch shape is that of the parameters."""
+        new = copy.copy(self)
+        new._batch_shape = self.parameter_batch_shape
+        new._log_partition = None
+        return new
+
     def __getstate__(self) -> dict[str, Any]:
         # A log Z computed from parameters is no leaf, and such tensors cannot be pickled.
         state = dict(self.__dict__)

@@ -14,16 +14,15 @@ import torch
 from torch import Generator, Tensor
 
 __all__ = [
+    "bernoulli",
     "bernoulli_from_logits",
     "categorical_from_logits",
     "multinomial_from_logits",
     "truncated_normal",
 ]
 
-def bernoulli_from_logits(
-    logits: Tensor, generator: Generator | None = None, *, values: tuple[float, float] = (0.0, 1.0)
-) -> Tensor:
-    r"""Independent two-valued draws with ``P(second value) = sigmoid(logits)``.
+def bernoulli(probs: Tensor, generator: Generator | None = None) -> Tensor:
+    r"""Independent bits with ``P(1) = probs``.
 
     Each unit compares a uniform number with its probability. On a CPU and in float32 that number has
     24 bits, as ``torch.rand`` has, of which the upper 16 are the unit's own and the lower 8 are
@@ -32,18 +31,28 @@ def bernoulli_from_logits(
     where :math:`T = \lceil 2^{16} p - \delta \rceil` with the shared :math:`\delta \in [0, 1)` takes two
     neighbouring values. That is less than the rounding of p itself.
 
-    :param Tensor logits: log-odds, any shape with at least one axis. Not changed.
+    :param Tensor probs: probabilities, any shape with at least one axis. Not changed.
     :param torch.Generator generator: the source of random bits; the global one if None.
-    :param values: the two values.
-    :returns: a tensor like ``logits``.
+    :returns: zeros and ones of the shape and dtype of ``probs``.
     """
-    threshold = torch.sigmoid(logits)
-    noise = torch.empty_like(threshold, memory_format=torch.contiguous_format)
-    if threshold.device.type == "cpu" and threshold.dtype == torch.float32:
+    noise = torch.empty_like(probs, memory_format=torch.contiguous_format)
+    if probs.device.type == "cpu" and probs.dtype == torch.float32:
         _fill_16_bit_uniform(noise, generator)
     else:
         noise.uniform_(generator=generator)
-    out = torch.lt(noise, threshold, out=noise)
+    return torch.lt(noise, probs, out=noise)
+
+
+def bernoulli_from_logits(
+    logits: Tensor, generator: Generator | None = None, *, values: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """Independent two-valued draws with ``P(second value) = sigmoid(logits)``, see :func:`bernoulli`.
+
+    :param Tensor logits: log-odds, any shape with at least one axis. Not changed.
+    :param torch.Generator generator: the source of random bits; the global one if None.
+    :param values: the two values.
+    """
+    out = bernoulli(torch.sigmoid(logits), generator)
     low, high = values
     if (low, high) != (0.0, 1.0):
         out.mul_(high - low).add_(low)

@@ -241,10 +241,13 @@ class Unit(ABC):
         """
         return self._row_gradient(lambda unit: -unit.energy(x))
 
-    def log_partition_gradient(self, field: Tensor) -> dict[str, Tensor]:
+    def log_partition_gradient(
+        self, field: Tensor, mean: Tensor | None = None
+    ) -> dict[str, Tensor]:
         r"""Gradients of :math:`\Gamma(t)` with respect to the parameters, averaged over rows.
 
         :param Tensor field: t, shape ``(rows, size)``.
+        :param Tensor mean: the mean state under the field, if it is known already.
         """
         return self._row_gradient(lambda unit: unit.log_partition(field))
 

@@ -169,9 +169,7 @@ def _equilibrium(
         return initial.to(dist.weight).expand(shape), "given"
     side = enumerable_side(dist)
     if side is not None and (side.visible.num_states or 0) <= MAX_EXACT_STATES:
-        unexpanded = dist.expand(dist.batch_shape)
-        unexpanded._batch_shape = path.batch_shape
-        return unexpanded.sample(torch.Size((num_chains,)), generator=generator), "exact"
+        return dist.compact().sample(torch.Size((num_chains,)), generator=generator), "exact"
     v, log_ratio = path.anneal(path.sample_base(num_chains), betas)
     v = _resample(v, log_ratio, generator)
     for _ in range(dist.num_gibbs_steps):

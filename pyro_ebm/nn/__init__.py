@@ -1,0 +1,9 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Modules that own the parameters of Boltzmann machines."""
+
+from pyro_ebm.nn.rbm import RBM
+from pyro_ebm.nn.serialization import ModelFileError, load, save
+
+__all__ = ["RBM", "ModelFileError", "load", "save"]

@@ -1,0 +1,137 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models as files: safetensors with their configuration, nothing executable."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ebm.nn.rbm import RBM
+
+__all__ = ["ModelFileError", "load", "read_tensors", "save", "write_tensors"]
+
+_FORMAT = "pyro_ebm"
+_CLASSES: dict[str, type[RBM]] = {"RBM": RBM}
+
+
+class ModelFileError(RuntimeError):
+    """A model file or checkpoint that cannot be read: truncated, damaged, or not one of ours."""
+
+
+def save(module: RBM, path: str | os.PathLike[str]) -> None:
+    """Write a module to a ``.safetensors`` file, atomically: the file is whole or not there.
+
+    :param module: a module of :mod:`pyro_ebm.nn`.
+    :param path: the file; its folder is made if missing.
+    :raises TypeError: if the module's class cannot be saved.
+    """
+    write_tensors(path, module.state_dict(), {"model": describe(module)})
+
+
+def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> RBM:
+    """Read a module that :func:`save` or a training run wrote. Nothing in the file is executed.
+
+    :param path: a model file, a checkpoint, or a run folder that holds ``model.safetensors``.
+    :param device: where to put the parameters; the CPU if None.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ModelFileError: if the file is truncated, damaged, or not a model of this package.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    tensors, metadata = read_tensors(path)
+    module = build(metadata.get("model"), path)
+    names = set(module.state_dict())
+    state = {name: tensors[name] for name in names if name in tensors}
+    if set(state) != names:
+        raise ModelFileError(f"{path}: tensors {sorted(names - set(state))} are missing")
+    dtype = state["weight"].dtype
+    module = module.to(dtype=dtype)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelFileError(f"{path}: tensors do not fit the configuration: {error}") from error
+    return module.to(device) if device is not None else module
+
+
+def describe(module: RBM) -> dict[str, Any]:
+    """Class and configuration of a module, for a file's metadata."""
+    name = type(module).__name__
+    if name not in _CLASSES:
+        raise TypeError(f"cannot save a {name}; classes that can: {sorted(_CLASSES)}")
+    return {"class": name, "config": module.config()}
+
+
+def build(description: Any, path: Path) -> RBM:
+    """A module from its description, with fresh parameters."""
+    try:
+        return _CLASSES[description["class"]](**description["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: not a model of this package ({error!r})") from error
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write tensors and JSON metadata to a safetensors file by way of a temporary one.
+
+    :param path: the file; its folder is made if missing.
+    :param tensors: tensors by name.
+    :param metadata: JSON values by name.
+    """
+    save_file = _safetensors("save_file")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"format": _FORMAT, **{name: json.dumps(v) for name, v in metadata.items()}}
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(plain, temporary, metadata=header)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_tensors` wrote.
+
+    :returns: tensors and metadata by name.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ModelFileError: if the file is truncated, damaged, or not one of this package.
+    """
+    safe_open = _safetensors("safe_open")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors raises its own class, built in Rust
+        raise ModelFileError(f"{path} is no readable safetensors file: {error}") from error
+    if header.get("format") != _FORMAT:
+        raise ModelFileError(f"{path} is a safetensors file, but not one of {_FORMAT}")
+    try:
+        metadata = {name: json.loads(v) for name, v in header.items() if name != "format"}
+    except json.JSONDecodeError as error:
+        raise ModelFileError(f"{path}: damaged metadata ({error})") from error
+    return tensors, metadata
+
+
+def _safetensors(name: str) -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "reading and writing models needs safetensors: pip install 'pyro-ebm[train]'"
+        ) from error
+    return getattr(safetensors.torch, name, None) or getattr(safetensors, name)

@@ -1,0 +1,9 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Training of Boltzmann machines."""
+
+from pyro_ebm.training.config import TrainerConfig
+from pyro_ebm.training.trainer import Trainer, TrainingDivergedError
+
+__all__ = ["Trainer", "TrainerConfig", "TrainingDivergedError"]
