@@ -107,12 +107,22 @@ class EnergyBased(TorchDistribution):
             own parameters although log Z, or its dependence on them, is missing.
         :raises ValueError: if the value is outside of the support (with ``validate_args``).
         """
+        self._guard_gradient()
+        return self.normalized_log_prob(value, self._log_partition)
+
+    def normalized_log_prob(self, value: Tensor, log_partition: Tensor | None) -> Tensor:
+        r""":math:`-F(v) - \log Z` with a given log Z, without the guard of :meth:`log_prob`.
+
+        For objectives that take the gradient of log Z in their own hands.
+
+        :param Tensor value: shape broadcastable to ``batch_shape + event_shape``.
+        :param Tensor log_partition: shape broadcastable to ``batch_shape``; 0 if None.
+        """
         if self._validate_args:
             self._validate_sample(value)
-        self._guard_gradient()
         result = -self.free_energy(value)
-        if self._log_partition is not None:
-            result = result - self._log_partition
+        if log_partition is not None:
+            result = result - log_partition
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 
     def _guard_gradient(self) -> None:

@@ -3,6 +3,7 @@
 
 """What is done with a Boltzmann machine: sampling, log Z, objectives."""
 
+from pyro_ebm.infer.contrastive import ContrastiveDivergence
 from pyro_ebm.infer.log_partition import (
     LogPartitionBracket,
     LogPartitionEstimate,
@@ -17,6 +18,7 @@ from pyro_ebm.infer.mcmc import BlockGibbs, VectorizedMCMC
 
 __all__ = [
     "BlockGibbs",
+    "ContrastiveDivergence",
     "LogPartitionBracket",
     "LogPartitionEstimate",
     "LogPartitionWarning",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["affine", "apply_weight", "chain_axes", "mean_to_batch"]
+__all__ = ["affine", "apply_weight", "chain_axes"]
 
 
 def chain_axes(full: Sequence[int], batch: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -61,14 +61,3 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         rows = torch.addmm(bias, x.reshape(-1, weight.shape[0]), weight)
         return rows.reshape(*x.shape[:-1], weight.shape[1])
     return apply_weight(x, weight) + bias
-
-
-def mean_to_batch(x: Tensor, batch: Sequence[int]) -> Tensor:
-    """Average ``x`` over every axis along which the parameters do not vary.
-
-    :param Tensor x: a shape that ``batch`` broadcasts to.
-    :param batch: the batch shape of the parameters.
-    :returns: shape ``batch``.
-    """
-    total = x.sum_to_size(batch) if x.shape != tuple(batch) else x
-    return total * (total.numel() / max(x.numel(), 1))
