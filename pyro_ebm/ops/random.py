@@ -65,9 +65,10 @@ def _fill_16_bit_uniform(out: Tensor, generator: Generator | None) -> None:
     bits = torch.empty((n + 3) // 4, dtype=torch.int64)
     bits.random_(-(2**63), None, generator=generator)
     out.copy_(bits.view(torch.int16)[:n].view(out.shape))
-    delta = torch.randint(0, 256, out.shape[:-1] + (1,), generator=generator, dtype=torch.float32)
+    delta = torch.empty((*out.shape[:-1], 1)).random_(0, 256, generator=generator)
     # int16 is centred at zero. Sums of 16 + 8 bits are exact in float32, so out < 1 always.
-    out.add_(delta.div_(256.0).add_(2.0**15)).mul_(2.0**-16)
+    shift = delta.div_(2.0**24).add_(0.5)
+    torch.add(shift, out, alpha=2.0**-16, out=out)
 
 
 def categorical_from_logits(logits: Tensor, generator: Generator | None = None) -> Tensor:

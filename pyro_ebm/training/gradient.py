@@ -112,6 +112,5 @@ class ContrastiveGradient:
                     parameter.grad.zero_()
         for scale, (v, theta, mean) in ((-1.0, positive), (1.0, negative)):
             visible.accumulate_gradient(dist.visible.mean_parameters_gradient(v), scale)
-            field = theta - dist.hidden.natural_bias
-            gradient = dist.hidden.log_partition_gradient(field, mean)
+            gradient = dist.hidden.natural_log_partition_gradient(theta, mean)
             hidden.accumulate_gradient(gradient, scale)

@@ -241,13 +241,18 @@ class Unit(ABC):
         """
         return self._row_gradient(lambda unit: -unit.energy(x))
 
-    def log_partition_gradient(
-        self, field: Tensor, mean: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def natural_log_partition_gradient(self, theta: Tensor, mean: Tensor) -> dict[str, Tensor]:
+        """:meth:`log_partition_gradient` where theta and its mean state are known already.
+
+        :param Tensor theta: natural parameter of every row, shape ``(rows, size)``.
+        :param Tensor mean: ``natural_mean(theta)``.
+        """
+        return self.log_partition_gradient(theta - self.natural_bias)
+
+    def log_partition_gradient(self, field: Tensor) -> dict[str, Tensor]:
         r"""Gradients of :math:`\Gamma(t)` with respect to the parameters, averaged over rows.
 
         :param Tensor field: t, shape ``(rows, size)``.
-        :param Tensor mean: the mean state under the field, if it is known already.
         """
         return self._row_gradient(lambda unit: unit.log_partition(field))
 

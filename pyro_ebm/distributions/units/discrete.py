@@ -63,11 +63,11 @@ class _Linear(Unit):
     def mean_parameters_gradient(self, x: Tensor) -> dict[str, Tensor]:
         return {"bias": x.mean(0).reshape(self.bias.shape)}
 
-    def log_partition_gradient(
-        self, field: Tensor, mean: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        mean = self.mean(field) if mean is None else mean
+    def natural_log_partition_gradient(self, theta: Tensor, mean: Tensor) -> dict[str, Tensor]:
         return {"bias": mean.mean(0).reshape(self.bias.shape)}
+
+    def log_partition_gradient(self, field: Tensor) -> dict[str, Tensor]:
+        return {"bias": self.mean(field).mean(0).reshape(self.bias.shape)}
 
 
 class Bernoulli(_Linear):
