@@ -45,7 +45,7 @@ def to_inference_data(
 
     draws = _draws(posterior)
     stats = _sample_stats(posterior) if sample_stats is None else dict(sample_stats)
-    groups = {
+    groups: dict[str, Any] = {
         "posterior": {name: _array(name, value) for name, value in draws.items()},
         "sample_stats": {name: _array(name, value) for name, value in stats.items()},
     }

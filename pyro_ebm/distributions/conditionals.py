@@ -3,6 +3,7 @@
 
 """Conditional distributions of units that Pyro has no class for."""
 
+import math
 from typing import Any, TypeVar
 
 import torch
@@ -162,5 +163,9 @@ class RectifiedNormal(TorchDistribution):
             self._validate_sample(value)
         alpha = self.loc / self.scale
         z = value / self.scale
-        log_normalizer = log_erfcx(-alpha * 0.5**0.5) + 0.5 * self.scale.new_tensor(torch.pi / 2).log()
-        return alpha * z - 0.5 * z.square() - self.scale.log() - log_normalizer
+        # Completing the square where alpha > 0 avoids a difference of terms of order alpha^2.
+        zero = torch.zeros_like(alpha)
+        above, below = torch.where(alpha > 0, alpha, zero), torch.where(alpha > 0, zero, alpha)
+        exponent = below * z - 0.5 * (z - above).square()
+        tails = log_erfcx(-below * 0.5**0.5) + torch.special.log_ndtr(above)
+        return exponent - tails - self.scale.log() - 0.5 * math.log(2.0 * math.pi)

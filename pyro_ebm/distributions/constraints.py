@@ -20,7 +20,7 @@ class _Spin(constraints.Constraint):
         return (value == 1) | (value == -1)
 
 
-class flat_one_hot(constraints.Constraint):  # noqa: N801 - torch spells parametrised constraints so
+class flat_one_hot(constraints.Constraint):
     """``num_sites`` one-hot groups of ``num_states`` entries, flattened into the last axis."""
 
     is_discrete = True
@@ -38,7 +38,7 @@ class flat_one_hot(constraints.Constraint):  # noqa: N801 - torch spells paramet
         return f"flat_one_hot(num_states={self.num_states})"
 
 
-class counts(constraints.Constraint):  # noqa: N801 - torch spells parametrised constraints so
+class counts(constraints.Constraint):
     """Non-negative integers of the last axis that sum to ``total_count``."""
 
     is_discrete = True

@@ -290,9 +290,7 @@ class RBM(EnergyBased):
     @staticmethod
     def _check_last(name: str, x: Tensor, expected: int) -> None:
         if x.dim() == 0 or x.shape[-1] != expected:
-            raise ValueError(
-                f"{name} must have shape (..., {expected}), got {tuple(x.shape)}"
-            )
+            raise ValueError(f"{name} must have shape (..., {expected}), got {tuple(x.shape)}")
 
     def hidden_given(self, v: Tensor) -> TorchDistribution:
         """Pyro distribution of the hidden layer given visible states, of event dimension 1."""
@@ -317,7 +315,7 @@ class RBM(EnergyBased):
             return sample_rbm(self, self._extended_shape(Size(sample_shape)), generator)
 
     @property
-    def has_enumerate_support(self) -> bool:
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
         """Whether the visible layer is small enough for parallel enumeration."""
         num_states = self.visible.num_states
         return num_states is not None and num_states <= MAX_ENUMERATED_STATES
@@ -412,4 +410,3 @@ class RBM(EnergyBased):
 
 def _last_size(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.shape[-1]
-

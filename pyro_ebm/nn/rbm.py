@@ -66,7 +66,7 @@ class RBM(PyroModule):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        factory = {"dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
         self.visible = UnitParameters(visible, num_visible, visible_options, **factory)
         self.hidden = UnitParameters(hidden, num_hidden, hidden_options, **factory)
         self.centered = centered
@@ -150,7 +150,7 @@ class RBM(PyroModule):
         """
         if not self.centered:
             raise ValueError("the module has no offsets; make it with centered=True")
-        weight = self._parameters["weight"]
+        weight = self.get_parameter("weight")
         if hidden_step is not None:
             self.visible.assign(self.visible().tilt(weight @ hidden_step)[0])
             self.hidden_offset.add_(hidden_step)

@@ -107,10 +107,10 @@ class UnitParameters(PyroModule):
         """Add ``scale`` times a gradient by the layer's own parameters to ``.grad``."""
         for name, value in gradient.items():
             if name == "precision":
-                parameter = self._parameters["log_precision"]
+                parameter = self.get_parameter("log_precision")
                 value = value * parameter.detach().exp()
             else:
-                parameter = self._parameters[name]
+                parameter = self.get_parameter(name)
             if not parameter.requires_grad:
                 continue
             if parameter.grad is None:

@@ -88,7 +88,7 @@ def truncated_normal_mean(alpha: Tensor) -> Tensor:
     inside = torch.where(tail, torch.zeros_like(a), a)
     hazard = math.sqrt(2.0 / math.pi) * torch.exp(-log_erfcx(-inside / math.sqrt(2.0)))
     r = torch.where(tail, a, torch.full_like(a, -30.0)).reciprocal().square()
-    series = r.sqrt() * (1.0 - 2.0 * r + 10.0 * r.square() - 74.0 * r**3)
+    series = r.sqrt() * (1.0 - 2.0 * r + 10.0 * r.square() - 74.0 * r**3 + 706.0 * r**4)
     return torch.where(tail, series, inside + hazard).to(alpha.dtype)
 
 

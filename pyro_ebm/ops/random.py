@@ -21,6 +21,7 @@ __all__ = [
     "truncated_normal",
 ]
 
+
 def bernoulli(probs: Tensor, generator: Generator | None = None) -> Tensor:
     r"""Independent bits with ``P(1) = probs``.
 
@@ -80,7 +81,7 @@ def categorical_from_logits(logits: Tensor, generator: Generator | None = None) 
     """
     cdf = torch.softmax(logits, -1).cumsum(-1)
     # A uniform number below the last entry of the cdf, which rounding can leave at 1 - eps.
-    shape = cdf.shape[:-1] + (1,)
+    shape = (*cdf.shape[:-1], 1)
     u = torch.rand(shape, dtype=cdf.dtype, device=cdf.device, generator=generator) * cdf[..., -1:]
     index = (cdf <= u).sum(-1, keepdim=True)
     index.clamp_(max=logits.shape[-1] - 1)
@@ -118,7 +119,9 @@ def truncated_normal(alpha: Tensor, generator: Generator | None = None) -> Tenso
     near = torch.where(far, torch.zeros_like(a), a)
     x_near = near - torch.special.ndtri(u * torch.special.ndtr(near))
     bound = torch.where(far, -a, torch.full_like(a, 5.0))
-    return torch.where(far, _far_tail_excess(bound, u.log()), x_near).clamp_(min=0.0).to(alpha.dtype)
+    return (
+        torch.where(far, _far_tail_excess(bound, u.log()), x_near).clamp_(min=0.0).to(alpha.dtype)
+    )
 
 
 def _far_tail_excess(bound: Tensor, log_u: Tensor) -> Tensor:

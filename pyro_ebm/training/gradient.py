@@ -94,9 +94,7 @@ class ContrastiveGradient:
         for sign, (v, h) in ((-1.0, positive), (1.0, negative)):
             if self.module.centered:
                 v, h = v - dist.visible_offset, h - dist.hidden_offset
-            torch.addmm(
-                weight.grad, v.T, h, beta=beta, alpha=sign / len(v), out=weight.grad
-            )
+            torch.addmm(weight.grad, v.T, h, beta=beta, alpha=sign / len(v), out=weight.grad)
             beta = 1.0
 
     def _set_units(

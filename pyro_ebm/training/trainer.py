@@ -132,16 +132,17 @@ class Trainer:
         total = self.config.num_epochs * num_batches
         for i, rows in enumerate(order.split(self.config.batch_size)):
             self._set_learning_rate((self.epoch * num_batches + i) / total)
-            hidden_mean = self._gradient(self._batch(data[rows]))
+            hidden_mean = self._gradient(self._states(data[rows], self._generator))
             self._optimizer.step()
             if self.module.centered and self.config.offset_rate:
                 step = (hidden_mean - self.module.hidden_offset) * self.config.offset_rate
                 self.module.shift_offsets(hidden_step=step)
             bar.update()
 
-    def _batch(self, rows: Tensor) -> Tensor:
+    def _states(self, rows: Tensor, generator: Generator) -> Tensor:
+        """Rows of the data as states of the visible layer."""
         rows = rows.to(self.module.get_parameter("weight").dtype)
-        return bernoulli(rows, self._generator) if self.config.binarize else rows
+        return bernoulli(rows, generator) if self.config.binarize else rows
 
     def _set_learning_rate(self, progress: float) -> None:
         if self.config.learning_rate_schedule == "linear":
@@ -158,20 +159,15 @@ class Trainer:
         rows = self.config.metrics_rows
         # A generator of its own, so that looking at metrics does not change the run.
         bits = Generator(device=self._device).manual_seed(0)
-        samples = [
-            None if x is None else self._metric_rows(x[:rows], bits) for x in (data, validation)
-        ]
-        metrics = epoch_metrics(self.module(), samples[0], samples[1], self.chains)
+        train = self._states(data[:rows], bits)
+        held_out = None if validation is None else self._states(validation[:rows], bits)
+        metrics = epoch_metrics(self.module(), train, held_out, self.chains)
         record = {"epoch": self.epoch, **metrics, "seconds": round(seconds, 3)}
         self.history.append(record)
         done = self.epoch == self.config.num_epochs
         due = done or self.epoch % self.config.checkpoint_every == 0
         if self.config.checkpoint is not None and due:
             write_checkpoint(self.config.checkpoint, self._state())
-
-    def _metric_rows(self, rows: Tensor, generator: Generator) -> Tensor:
-        rows = rows.to(self.module.get_parameter("weight").dtype)
-        return bernoulli(rows, generator) if self.config.binarize else rows
 
     def _state(self) -> Checkpoint:
         return Checkpoint(

@@ -14,7 +14,6 @@ from pyro.distributions.torch_distribution import (
     TorchDistributionMixin,
 )
 from pyro.infer import ELBO, JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, Trace_ELBO
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.infer.trace_mean_field_elbo import JitTraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -24,6 +23,7 @@ from pyro_ebm.distributions import RBM, EnergyBased
 from pyro_ebm.infer.contrastive.negative import move_chains, start_chains
 from pyro_ebm.infer.contrastive.surrogate import SurrogateNormalized
 from pyro_ebm.infer.log_partition import exact_log_partition
+from pyro_ebm.infer.mcmc import VectorizedKernel
 
 __all__ = ["ContrastiveDivergence"]
 
@@ -86,7 +86,7 @@ class ContrastiveDivergence(ELBO):
         num_steps: int = 1,
         persistent: bool = False,
         num_chains: int | None = None,
-        kernel: Callable[[RBM], MCMCKernel] | None = None,
+        kernel: Callable[[RBM], VectorizedKernel] | None = None,
         log_partition: Callable[[RBM], Any] | None = None,
         elbo: ELBO | None = None,
     ) -> None:
@@ -115,7 +115,7 @@ class ContrastiveDivergence(ELBO):
         self.num_chains = num_chains
         self.kernel = kernel
         self.log_partition = log_partition
-        self.elbo = elbo
+        self.elbo: Any = elbo
         #: Persistent chains by site, shape ``(num_chains,) + parameter batch shape + (V,)``.
         self.chains: dict[str, Tensor] = {}
         self._moved: set[str] = set()
@@ -221,7 +221,7 @@ class _NormalizeMessenger(Messenger):
         if not isinstance(fn, TorchDistributionMixin):
             return fn
         base = getattr(fn, "base_dist", None)
-        new = None if base is None else self._replace(base, msg)
+        new: Any = None if base is None else self._replace(base, msg)
         if new is base:
             return fn
         if isinstance(fn, MaskedDistribution):

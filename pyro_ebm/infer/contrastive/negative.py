@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Size, Tensor
 
 from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.infer.mcmc import VectorizedKernel
 from pyro_ebm.ops.linear import chain_axes
 
 __all__ = ["move_chains", "start_chains"]
@@ -45,7 +45,7 @@ def start_chains(dist: RBM, value: Tensor, num_chains: int | None) -> Tensor:
 
 @torch.no_grad()
 def move_chains(
-    dist: RBM, chains: Tensor, num_steps: int, kernel: Callable[[RBM], MCMCKernel] | None
+    dist: RBM, chains: Tensor, num_steps: int, kernel: Callable[[RBM], VectorizedKernel] | None
 ) -> Tensor:
     """Chains after ``num_steps`` transitions of a kernel, block Gibbs if None.
 

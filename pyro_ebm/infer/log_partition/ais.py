@@ -102,7 +102,9 @@ def estimate_log_partition(
     )
 
 
-def bracket_log_partition(dist: RBM, *, seed: int | None = None, **options: Any) -> LogPartitionBracket:
+def bracket_log_partition(
+    dist: RBM, *, seed: int | None = None, **options: Any
+) -> LogPartitionBracket:
     """Estimate log Z from below and from above; warns if the two contradict each other.
 
     :param RBM dist: the machine.

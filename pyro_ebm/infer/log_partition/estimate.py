@@ -64,9 +64,7 @@ class LogPartitionEstimate:
         std_error = log_mean_exp_error(sign * log_weights)
         ess = effective_sample_size(sign * log_weights)
         margin = _student_quantile(len(log_weights) - 1) * std_error
-        estimate = cls(
-            value, std_error, value - margin, value + margin, ess, log_weights, settings
-        )
+        estimate = cls(value, std_error, value - margin, value + margin, ess, log_weights, settings)
         low = _LOW_ESS * len(log_weights)
         if bool((ess < low).any()):
             warnings.warn(

@@ -7,15 +7,15 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Generator, Size, Tensor
 
 from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.infer.mcmc.kernel import VectorizedKernel
 
 __all__ = ["BlockGibbs"]
 
 
-class BlockGibbs(MCMCKernel):
+class BlockGibbs(VectorizedKernel):
     r"""Block Gibbs sampling of a restricted Boltzmann machine.
 
     A draw is ``num_steps`` sweeps: all hidden units given the visible ones, then all visible units
@@ -58,11 +58,7 @@ class BlockGibbs(MCMCKernel):
         self.target = target
         self.num_steps = num_steps
         self.generator = generator
-        #: Read by Pyro and ArviZ; states are drawn in their own space, so no transforms.
-        self.model = None
-        self.transforms: dict[str, Any] = {}
-        #: Leading axes of the state; set by VectorizedMCMC.
-        self.chain_shape = Size()
+        super().__init__()
         self._initial_params: dict[str, Tensor] | None = None
         self._reset()
 

@@ -6,14 +6,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.logger import ProgressBar
 from pyro.infer.mcmc.util import select_samples
 from pyro.ops.stats import hpdi, split_gelman_rubin
 from torch import Size, Tensor
 
-from pyro_ebm.infer.mcmc.gibbs import BlockGibbs
+from pyro_ebm.infer.mcmc.kernel import VectorizedKernel
 from pyro_ebm.ops.chains import effective_sample_size
 
 __all__ = ["VectorizedMCMC"]
@@ -26,7 +25,7 @@ class VectorizedMCMC(AbstractMCMC):
     a thousand times. Results are read as from :class:`pyro.infer.MCMC`: :meth:`get_samples`,
     :meth:`summary`, :meth:`diagnostics`, the latter two in memory linear in the number of draws.
 
-    :param kernel: a kernel with a ``chain_shape``, such as :class:`~pyro_ebm.infer.BlockGibbs`.
+    :param VectorizedKernel kernel: the kernel, such as :class:`~pyro_ebm.infer.BlockGibbs`.
     :param int num_samples: draws kept of every chain.
     :param int warmup_steps: draws thrown away first.
     :param int num_chains: chains.
@@ -38,7 +37,7 @@ class VectorizedMCMC(AbstractMCMC):
 
     def __init__(
         self,
-        kernel: BlockGibbs,
+        kernel: VectorizedKernel,
         num_samples: int,
         warmup_steps: int = 0,
         num_chains: int = 1000,
@@ -51,7 +50,7 @@ class VectorizedMCMC(AbstractMCMC):
                 "num_samples and num_chains must be at least 1 and warmup_steps at least 0, got "
                 f"{num_samples}, {num_chains} and {warmup_steps}"
             )
-        if not hasattr(kernel, "chain_shape"):
+        if not isinstance(kernel, VectorizedKernel):
             raise TypeError(f"{type(kernel).__name__} cannot run chains in one tensor")
         super().__init__(kernel, num_chains, kernel.transforms)
         self.num_samples = num_samples

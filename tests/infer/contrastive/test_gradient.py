@@ -45,7 +45,9 @@ def empty_guide(*args: object) -> None:
 
 
 def machine(parameters: dict[str, Tensor]) -> BernoulliRBM:
-    return BernoulliRBM(**{name: pyro.param(name, value.clone()) for name, value in parameters.items()})
+    return BernoulliRBM(
+        **{name: pyro.param(name, value.clone()) for name, value in parameters.items()}
+    )
 
 
 def exact_gradient(parameters: dict[str, Tensor], data: Tensor) -> dict[str, Tensor]:
@@ -226,9 +228,7 @@ def test_mixture_needs_the_value_of_log_z(parameters, data):
     def model(data: Tensor) -> None:
         tensors = {n: pyro.param(n, p.clone()) for n, p in stacked.items()}
         with pyro.plate("rows", len(data)):
-            k = pyro.sample(
-                "k", dist.Categorical(mixture), infer={"enumerate": "parallel"}
-            )
+            k = pyro.sample("k", dist.Categorical(mixture), infer={"enumerate": "parallel"})
             pyro.sample("v", BernoulliRBM(**{n: p[k] for n, p in tensors.items()}), obs=data)
 
     def gradient_error(log_partition) -> float:
