@@ -32,7 +32,13 @@ LAYERS = {
 # The top. No other part may import them.
 TOP = {"cli", "estimators", "__main__"}
 # Beside the standard library; the upper parts import what their extras install.
-THIRD_PARTY = {part: {"numpy", "pyro", "torch"} for part in ("ops", "distributions", "nn", "infer")}
+# tqdm comes with Pyro; safetensors is imported only when a file is read or written.
+THIRD_PARTY = {
+    "ops": {"numpy", "pyro", "torch"},
+    "distributions": {"numpy", "pyro", "torch"},
+    "nn": {"numpy", "pyro", "torch", "safetensors"},
+    "infer": {"numpy", "pyro", "torch", "tqdm"},
+}
 # What `import pyro_ebm` must not load.
 LAZY = {
     "arviz",
