@@ -392,6 +392,30 @@ class RBM(EnergyBased):
         new._batch_shape = torch.broadcast_shapes(new._broadcast_batch(), self.batch_shape)
         return new
 
+    def tilt(self, field: Tensor) -> "RBM":
+        r"""The machine with energy :math:`E(v, h) - t^\top v`, unnormalised.
+
+        Constants are kept, so that ``tilted.log_prob(v) == log_prob(v) + (t * v).sum(-1)``. It is the
+        posterior of v where the likelihood is log-linear in v.
+
+        :param Tensor field: t, shape ``(..., V)``; its batch shape broadcasts with the machine's.
+        """
+        self._check_last("field", field, self.event_shape[0])
+        visible, constant = self.visible.tilt(field)
+        new = RBM(
+            visible,
+            self.hidden,
+            self.weight,
+            visible_offset=self._visible_offset,
+            hidden_offset=self._hidden_offset,
+            num_gibbs_steps=self.num_gibbs_steps,
+            validate_args=False,
+        )
+        new._constant = constant if self._constant is None else constant + self._constant
+        new._validate_args = self._validate_args
+        new._batch_shape = torch.broadcast_shapes(new._broadcast_batch(), self.batch_shape)
+        return new
+
     def check_normalizable(self) -> None:
         """Refuse parameters for which Z is infinite.
 

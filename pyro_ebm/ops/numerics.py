@@ -70,7 +70,9 @@ def log_erfcx(x: Tensor) -> Tensor:
     r"""``log(exp(x^2) erfc(x))``, finite where ``erfcx`` itself overflows (x < -9 in float32)."""
     negative = x < 0
     # Both branches are evaluated inside their own domain, so that neither's gradient is NaN.
-    right = torch.special.erfcx(torch.where(negative, torch.zeros_like(x), x)).log()
+    # The derivative of erfcx cancels for large x; in float32 it would lose all digits at 1e3.
+    above = torch.where(negative, torch.zeros_like(x), x)
+    right = torch.special.erfcx(above.double()).log().to(x.dtype)
     below = torch.where(negative, x, torch.zeros_like(x))
     left = below.square() + _LOG_2 + torch.special.log_ndtr(-below * math.sqrt(2.0))
     return torch.where(negative, left, right)

@@ -60,11 +60,12 @@ def estimate_log_partition(
     :param int num_chains: independent annealing runs, at least 2.
     :param int num_temperatures: steps of the ladder.
     :param base: the visible layer at inverse temperature 0: None for the machine's own visible
-        biases, "uniform" (finite supports only), or data means, shape ``(..., V)``.
+        biases, "uniform" (finite supports only), or data means, shape ``(..., V)``
+        that broadcasts to the machine's.
     :param schedule: "linear", "salakhutdinov-murray", "adaptive" (equal loss of effective sample
         size, from a pilot run of a tenth of the length), or a tensor that increases from 0 to 1.
     :param Tensor initial: samples of ``dist`` to start reverse chains from, shape
-        ``(num_chains,) + dist.batch_shape + (V,)``.
+        ``(num_chains,) + dist.parameter_batch_shape + (V,)`` (the batch shape before any expand).
     :param int seed: seed of a generator of its own; the global generator if None.
     :param bool progress: whether to show a progress bar.
     :raises ValueError: for impossible options, or if Z is infinite.
@@ -133,10 +134,11 @@ def _prepare(
     generator = None
     if seed is not None:
         generator = Generator(device=dist.weight.device).manual_seed(seed)
-    return AnnealingPath(dist, _base_unit(dist.visible, base), generator), generator
+    return AnnealingPath(dist, _base_unit(dist, base), generator), generator
 
 
-def _base_unit(visible: Unit, base: Tensor | str | None) -> Unit:
+def _base_unit(dist: RBM, base: Tensor | str | None) -> Unit:
+    visible = dist.visible
     if base is None:
         return visible
     if isinstance(base, str):
@@ -148,9 +150,21 @@ def _base_unit(visible: Unit, base: Tensor | str | None) -> Unit:
         return visible.neutral()
     if base.shape[-1:] != (visible.size,):
         raise ValueError(f"base must have shape (..., {visible.size}), got {tuple(base.shape)}")
+    batch = dist.parameter_batch_shape
+    if not _broadcasts_to(base.shape[:-1], batch):
+        raise ValueError(
+            f"base of shape {tuple(base.shape)} does not broadcast to the batch shape {tuple(batch)}"
+        )
     if bool(torch.isnan(base).any()):
         raise ValueError("base contains NaN")
     return visible.from_mean(base)
+
+
+def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(shape, target) == target
+    except RuntimeError:
+        return False
 
 
 def _equilibrium(
@@ -164,11 +178,11 @@ def _equilibrium(
     """Samples of the machine to start reverse chains from, and a word on how they were made."""
     shape = (num_chains, *path.batch_shape, dist.event_shape[0])
     if initial is not None:
-        if initial.shape[-1:] != dist.event_shape or initial.shape[0] != num_chains:
+        if initial.shape != shape:
             raise ValueError(f"initial must have shape {shape}, got {tuple(initial.shape)}")
         if not bool(dist.support.check(initial).all()):
             raise ValueError(f"initial has values outside of {dist.support}")
-        return initial.to(dist.weight).expand(shape), "given"
+        return initial.to(dist.weight), "given"
     side = enumerable_side(dist)
     if side is not None and (side.visible.num_states or 0) <= MAX_EXACT_STATES:
         return dist.compact().sample(torch.Size((num_chains,)), generator=generator), "exact"

@@ -4,6 +4,7 @@
 """Block Gibbs sampling as a Pyro MCMC kernel."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Generator, Size, Tensor
 
 from pyro_ebm.distributions import RBM, GibbsSweep
 from pyro_ebm.infer.mcmc.kernel import VectorizedKernel
+from pyro_ebm.infer.mcmc.posterior import rbm_posterior
 
 __all__ = ["BlockGibbs"]
 
@@ -27,11 +29,15 @@ class BlockGibbs(VectorizedKernel):
     and :class:`~pyro_ebm.infer.VectorizedMCMC` (thousands of chains in one tensor). The free energy of
     every draw is recorded and returned by :meth:`diagnostics` as ``"energy"``.
 
-    :param RBM target: the machine, with any batch shape. Its parameters are read in :meth:`setup`.
+    :param target: the machine, with any batch shape, or a Pyro model in which an RBM is the only site
+        that is not observed and the rest adds a linear function of its states, see
+        :func:`~pyro_ebm.infer.mcmc.posterior.rbm_posterior`; the state then has the site's name.
+        Parameters are read in :meth:`setup`.
     :param int num_steps: sweeps per draw, at least 1.
     :param torch.Generator generator: the source of random bits; the global one if None. Parallel
         processes need the global one, which Pyro seeds for every chain.
-    :raises ValueError: if ``num_steps`` is below 1 or the machine is not normalisable.
+    :raises ValueError: if ``num_steps`` is below 1 or the machine is not normalisable; in
+        :meth:`setup`, if the model is not of that kind.
 
     >>> import torch
     >>> from pyro.infer import MCMC
@@ -44,21 +50,30 @@ class BlockGibbs(VectorizedKernel):
     torch.Size([50, 3])
     """
 
-    #: Name of the state in the parameters that the kernel passes on.
     site = "v"
 
     def __init__(
-        self, target: RBM, num_steps: int = 1, *, generator: Generator | None = None
+        self,
+        target: RBM | Callable[..., Any],
+        num_steps: int = 1,
+        *,
+        generator: Generator | None = None,
     ) -> None:
-        if not isinstance(target, RBM):
-            raise TypeError(f"target must be an RBM distribution, got {type(target).__name__}")
+        if not isinstance(target, RBM) and not callable(target):
+            raise TypeError(
+                f"target must be an RBM distribution or a Pyro model, got {type(target).__name__}"
+            )
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        target.check_normalizable()
-        self.target = target
         self.num_steps = num_steps
         self.generator = generator
         super().__init__()
+        self._target: RBM | None = None
+        if isinstance(target, RBM):
+            target.check_normalizable()
+            self._target = target
+        else:
+            self.model = target
         self._initial_params: dict[str, Tensor] | None = None
         self._reset()
 
@@ -72,10 +87,21 @@ class BlockGibbs(VectorizedKernel):
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         self._reset()
         self._warmup_steps = warmup_steps
+        if self.model is not None:
+            self.site, self._target = rbm_posterior(self.model, *args, **kwargs)
+            if self._initial_params is not None:
+                self._check_initial_params(self._initial_params)
         self._sweep = GibbsSweep(self.target, self.generator)
 
     def cleanup(self) -> None:
         self._reset()
+
+    @property
+    def target(self) -> RBM:
+        """The machine that is sampled; for a model, its posterior, known after :meth:`setup`."""
+        if self._target is None:
+            raise RuntimeError("the target of a model is known only after setup()")
+        return self._target
 
     @property
     def state_shape(self) -> Size:
@@ -91,6 +117,12 @@ class BlockGibbs(VectorizedKernel):
 
     @initial_params.setter
     def initial_params(self, params: dict[str, Tensor]) -> None:
+        self._initial_params = {name: value.detach() for name, value in params.items()}
+        # Pyro sets the start before setup(), where the target of a model is not known yet.
+        if self._target is not None:
+            self._check_initial_params(self._initial_params)
+
+    def _check_initial_params(self, params: dict[str, Tensor]) -> None:
         value = params.get(self.site)
         if value is None or value.shape != self.state_shape:
             got = {name: tuple(p.shape) for name, p in params.items()}
@@ -100,7 +132,7 @@ class BlockGibbs(VectorizedKernel):
             )
         if not bool(self.target.support.check(value).all()):
             raise ValueError(f"initial_params[{self.site!r}] is outside of {self.target.support}")
-        self._initial_params = {self.site: value.detach().to(self.target.weight.dtype)}
+        params[self.site] = value.to(self.target.weight.dtype)
 
     def _running_sweep(self) -> GibbsSweep:
         if self._sweep is None:
