@@ -51,6 +51,7 @@ def rbms_trainer(
         from rbms.dataset.dataset_class import RBMDataset
         from rbms.map_model import map_model
         from rbms.training.pcd import train
+        from rbms.parser import default_args
 
     rows = data.numpy().astype(np.float32)
     count = len(rows)
@@ -68,6 +69,7 @@ def rbms_trainer(
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             arguments = {
+                **default_args,
                 "num_updates": num_updates + 1,
                 "gibbs_steps": num_steps,
                 "batch_size": batch_size,
@@ -79,6 +81,11 @@ def rbms_trainer(
                 "no_center": True,
                 "log": False,
                 "overwrite": True,
+                "restore": False,
+                "train_size": 1.0,
+                "test_size": None,
+                "device": "cpu",
+                "dtype": torch.float32,
             }
             quiet = io.StringIO()
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):

@@ -6,7 +6,7 @@
 from typing import Any
 
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from torch import Size
+from torch import Size, Tensor
 
 __all__ = ["VectorizedKernel"]
 
@@ -27,3 +27,5 @@ class VectorizedKernel(MCMCKernel):
         self.transforms: dict[str, Any] = {}
         #: Leading axes of the state: empty under :class:`pyro.infer.MCMC`.
         self.chain_shape = Size()
+        #: The start that was set, None for the kernel's own.
+        self._initial_params: dict[str, Tensor] | None = None

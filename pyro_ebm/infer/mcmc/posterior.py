@@ -64,22 +64,23 @@ def _find_site(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[str, RBM]:
     trace = poutine.trace(model).get_trace(*args, **kwargs)
-    latent = [
-        name
+    latent = {
+        name: node["fn"]
         for name, node in trace.nodes.items()
         if node["type"] == "sample" and not node["is_observed"] and not _is_plate(node)
-    ]
-    if len(latent) != 1 or not isinstance(trace.nodes[latent[0]]["fn"], RBM):
+    }
+    site, rbm = next(iter(latent.items()), ("", None))
+    if len(latent) != 1 or not isinstance(rbm, RBM):
         raise ValueError(
-            f"BlockGibbs needs a model with one latent site, an RBM; the latent sites are {latent}"
+            f"BlockGibbs needs a model with one latent site, an RBM; the latent sites are "
+            f"{list(latent)}"
         )
-    rbm = trace.nodes[latent[0]]["fn"]
     if not rbm.visible.is_discrete:
-        raise ValueError(f"site {latent[0]!r} has continuous visible units; use HMC or NUTS for it")
-    return latent[0], rbm
+        raise ValueError(f"site {site!r} has continuous visible units; use HMC or NUTS for it")
+    return site, rbm
 
 
-def _is_plate(node: dict[str, Any]) -> bool:
+def _is_plate(node: Any) -> bool:
     return type(node["fn"]).__name__ == "_Subsample"
 
 

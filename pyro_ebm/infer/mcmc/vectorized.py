@@ -63,11 +63,17 @@ class VectorizedMCMC(AbstractMCMC):
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run all chains; further calls start anew and replace the samples."""
         kernel = self.kernel
-        before = kernel.chain_shape
+        before = kernel.chain_shape, kernel._initial_params
+        start = self._initial_params
+        if start is None and kernel._initial_params is not None:
+            # The kernel's own start is one chain's: all chains share it.
+            chains = (self.num_chains,)
+            start = {n: p.expand(chains + p.shape) for n, p in kernel._initial_params.items()}
+        kernel._initial_params = None
         kernel.chain_shape = Size((self.num_chains,))
         try:
-            if self._initial_params is not None:
-                kernel.initial_params = self._initial_params
+            if start is not None:
+                kernel.initial_params = start
             kernel.setup(self.warmup_steps, *args, **kwargs)
             with ProgressBar(
                 self.warmup_steps, self.num_samples, disable=self.disable_progbar
@@ -76,7 +82,7 @@ class VectorizedMCMC(AbstractMCMC):
             self._kernel_diagnostics = kernel.diagnostics()
         finally:
             kernel.cleanup()
-            kernel.chain_shape = before
+            kernel.chain_shape, kernel._initial_params = before
 
     def _run_chains(self, bar: ProgressBar) -> None:
         params = self.kernel.initial_params
