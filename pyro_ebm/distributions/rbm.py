@@ -210,6 +210,7 @@ class RBM(EnergyBased):
         new._constant = self._constant
         new._batch_shape = self.batch_shape
         new._log_partition = self._log_partition
+        new._validate_args = self._validate_args
         return new
 
     def to(self, *args: Any, **kwargs: Any) -> "RBM":
@@ -230,6 +231,7 @@ class RBM(EnergyBased):
         new._constant = move(self._constant)
         new._batch_shape = self.batch_shape
         new._log_partition = move(self._log_partition)
+        new._validate_args = self._validate_args
         return new
 
     def canonical(self) -> CanonicalForm:
@@ -255,7 +257,8 @@ class RBM(EnergyBased):
         :param Tensor v: visible states, shape ``(..., V)``.
         :param Tensor h: hidden states, shape ``(..., H)``.
         """
-        self._check_last("h", h, self.weight.shape[-1])
+        v = self._states("v", v, self.weight.shape[-2])
+        h = self._states("h", h, self.weight.shape[-1])
         centred = self._centred(h, self._hidden_offset)
         energy = self.visible.energy(v) + self.hidden.energy(h)
         energy = energy - (self.hidden_field(v) * centred).sum(-1)
@@ -264,9 +267,10 @@ class RBM(EnergyBased):
     def free_energy(self, value: Tensor) -> Tensor:
         r"""Free energy :math:`F(v) = -\log \sum_h e^{-E(v, h)}` of visible states.
 
-        :param Tensor value: shape ``(..., V)``.
+        :param Tensor value: shape ``(..., V)``, of any dtype.
         :returns: shape ``broadcast(value.shape[:-1], parameter batch shape)``.
         """
+        value = self._states("value", value, self.weight.shape[-2])
         field = self.hidden_field(value)
         energy = self.visible.energy(value) - self.hidden.log_partition(field)
         if self._hidden_offset is not None:
@@ -279,18 +283,19 @@ class RBM(EnergyBased):
 
     def hidden_field(self, v: Tensor) -> Tensor:
         """The field W'(v - o_v) that visible states exert on the hidden layer."""
-        self._check_last("v", v, self.weight.shape[-2])
+        v = self._states("v", v, self.weight.shape[-2])
         return apply_weight(self._centred(v, self._visible_offset), self.weight)
 
     def visible_field(self, h: Tensor) -> Tensor:
         """The field W(h - o_h) that hidden states exert on the visible layer."""
-        self._check_last("h", h, self.weight.shape[-1])
+        h = self._states("h", h, self.weight.shape[-1])
         return apply_weight(self._centred(h, self._hidden_offset), self.weight.mT)
 
-    @staticmethod
-    def _check_last(name: str, x: Tensor, expected: int) -> None:
-        if x.dim() == 0 or x.shape[-1] != expected:
-            raise ValueError(f"{name} must have shape (..., {expected}), got {tuple(x.shape)}")
+    def _states(self, name: str, x: Tensor, size: int) -> Tensor:
+        """States in the machine's dtype: bits may come as booleans or integers."""
+        if x.dim() == 0 or x.shape[-1] != size:
+            raise ValueError(f"{name} must have shape (..., {size}), got {tuple(x.shape)}")
+        return x.to(self.weight.dtype)
 
     def hidden_given(self, v: Tensor) -> TorchDistribution:
         """Pyro distribution of the hidden layer given visible states, of event dimension 1."""
@@ -357,10 +362,11 @@ class RBM(EnergyBased):
             )
         if bool(mask.all()):
             raise ValueError("mask clamps every visible unit; use free_energy(value) instead")
-        self._check_last("value", value, num_visible)
+        value = self._states("value", value, num_visible)
         if not bool(mask.any()):
-            return self.normalize(None)
-        fixed = value[..., mask].to(self.weight)
+            batch = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
+            return self.normalize(None).expand(batch)
+        fixed = value[..., mask]
         if bool(torch.isnan(fixed).any()):
             raise ValueError("value is NaN at a clamped unit")
         fixed_unit = self.visible.select(mask)
@@ -400,7 +406,7 @@ class RBM(EnergyBased):
 
         :param Tensor field: t, shape ``(..., V)``; its batch shape broadcasts with the machine's.
         """
-        self._check_last("field", field, self.event_shape[0])
+        field = self._states("field", field, self.event_shape[0])
         visible, constant = self.visible.tilt(field)
         new = RBM(
             visible,

@@ -59,6 +59,8 @@ def softplus_step(a: Tensor, beta: float, beta_next: float) -> Tensor:
 
     In float32 the naive difference of two sums over 500 units loses 1e-4 at every temperature.
     """
+    if beta_next < beta:  # the exponential would grow, and overflow for strong fields
+        return softplus_step(a, beta_next, beta).neg_()
     delta = beta_next - beta
     magnitude = a.abs()
     change = torch.expm1(magnitude * -delta)
