@@ -68,20 +68,30 @@ class Trainer:
         self._optimizer = _make_optimizer(module, config)
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], **changes: Any) -> "Trainer":
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        **changes: Any,
+    ) -> "Trainer":
         """Continue a run: call :meth:`fit` with the same data.
 
         :param path: a checkpoint file.
+        :param device: the device of the run; the CPU if None. A run goes on exactly only on the kind
+            of device that it was started on.
         :param changes: options to change, such as a larger ``num_epochs``.
         :raises FileNotFoundError: if there is no such file.
         :raises ~pyro_ebm.nn.ModelFileError: if the file is damaged or no checkpoint.
         """
         state = read_checkpoint(path)
-        trainer = cls(state.module, replace(state.config, **changes))
+        module = state.module if device is None else state.module.to(device)
+        trainer = cls(module, replace(state.config, **changes))
         trainer.epoch = state.epoch
         trainer.history = list(state.history)
         trainer._generator.set_state(state.generator)
-        trainer._gradient.chains = state.chains
+        chains = state.chains
+        trainer._gradient.chains = None if chains is None else chains.to(trainer._device)
         optimizer = trainer._optimizer.state_dict()
         trainer._optimizer.load_state_dict({**optimizer, "state": state.optimizer})
         return trainer
