@@ -67,7 +67,7 @@ test-arviz1: ## check the ArviZ 1.x side of the diagnostics, if a Python 3.12 is
 	if ! test -e $(VENV_ARVIZ1)/.installed || ! test -x $(PY_ARVIZ1); then \
 	    echo "creating $(VENV_ARVIZ1) with $$python ($$("$$python" --version))"; \
 	    "$$python" -m venv --clear $(VENV_ARVIZ1); \
-	    $(PY_ARVIZ1) -m pip install --quiet numpy "arviz>=1" pytest; \
+	    $(PY_ARVIZ1) -m pip install --quiet numpy "arviz>=1" h5netcdf h5py pytest; \
 	    touch $(VENV_ARVIZ1)/.installed; \
 	fi; \
 	$(PY_ARVIZ1) -m pytest tests_arviz1

@@ -80,7 +80,11 @@ def _sample_stats(posterior: Any) -> dict[str, Any]:
     chains = getattr(posterior, "_diagnostics", None)
     if not chains or any(not isinstance(chain, Mapping) for chain in chains):
         return {}
-    names = [n for n, value in chains[0].items() if hasattr(value, "shape") and len(value.shape)]
+    draws = posterior.num_samples
+    # Other arrays, such as a ladder of temperatures, are no numbers of a draw.
+    names = [
+        n for n, value in chains[0].items() if tuple(getattr(value, "shape", ()))[:1] == (draws,)
+    ]
     return {_identifier(n): np.stack([_numpy(chain[n]) for chain in chains]) for n in names}
 
 

@@ -27,6 +27,9 @@ templates_path: list[str] = []
 exclude_patterns: list[str] = []
 pygments_style = "sphinx"
 
+# "RBM" in a parameter list is the distribution; Sphinx sees that nn has a module of the same name.
+suppress_warnings = ["ref.python"]
+
 html_theme = "sphinx_rtd_theme"
 html_theme_options = {"navigation_depth": 3, "collapse_navigation": False}
 html_show_sourcelink = False

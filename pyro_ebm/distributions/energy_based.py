@@ -72,7 +72,7 @@ class EnergyBased(TorchDistribution):
 
         :param log_partition: log Z as a number, a tensor that broadcasts to ``batch_shape``, an
             estimate with a ``value`` (such as
-            :class:`~pyro_ebm.infer.log_partition.LogPartitionEstimate`), or None to remove it.
+            :class:`~pyro_ebm.infer.LogPartitionEstimate`), or None to remove it.
         :raises ValueError: if the shape does not broadcast to ``batch_shape`` or the value is NaN.
         """
         new = copy.copy(self)

@@ -53,16 +53,17 @@ def pseudo_log_likelihood(dist: RBM, data: Tensor) -> Tensor:
         raise ValueError(
             f"pseudo_log_likelihood takes an unbatched machine, got {tuple(dist.batch_shape)}"
         )
-    states = dist.visible.unit_states()
+    states = dist.visible.unit_states().to(dist.weight)
     rows = data.to(dist.weight).reshape(-1, data.shape[-1])
     width = dist.visible.num_units * dist.hidden.size
     with torch.no_grad():
+        visible = _visible_log_weights(dist, states)
         chunks = rows.split(max(1, _CHUNK_ENTRIES // width))
-        result = torch.cat([_pseudo_rows(dist, chunk, states) for chunk in chunks])
+        result = torch.cat([_pseudo_rows(dist, chunk, states, visible) for chunk in chunks])
     return result.reshape(data.shape[:-1])
 
 
-def _pseudo_rows(dist: RBM, v: Tensor, states: Tensor) -> Tensor:
+def _pseudo_rows(dist: RBM, v: Tensor, states: Tensor, visible: Tensor) -> Tensor:
     """One chunk: log p(v_i | rest) needs the free energy with unit i in each of its K states."""
     num_units, (num_states, width) = dist.visible.num_units, states.shape
     form = dist.canonical()
@@ -74,22 +75,30 @@ def _pseudo_rows(dist: RBM, v: Tensor, states: Tensor) -> Tensor:
     for k in range(num_states):
         change = torch.einsum("d,udh->uh", states[k], weight) - own
         hidden = dist.hidden.natural_log_partition(field.unsqueeze(1) + change)
-        log_p.append(_visible_log_weight(dist, form.visible_bias, states[k]) + hidden)
+        log_p.append(visible[:, k] + hidden)
     stacked = torch.stack(log_p)
     actual = (units.unsqueeze(0) == states[:, None, None, :]).all(-1)
     observed = torch.where(actual, stacked, stacked.new_zeros(())).sum(0)
     return (observed - stacked.logsumexp(0)).sum(-1)
 
 
-def _visible_log_weight(dist: RBM, bias: Tensor, state: Tensor) -> Tensor:
-    """Log-weight of every visible unit in one state, without the hidden layer."""
-    num_units = dist.visible.num_units
-    linear = bias.unflatten(-1, (num_units, len(state))) @ state
-    if num_units > 1:
-        return linear
-    # A single unit may have a base measure, as counts have.
-    measure = dist.visible.energy(state) + dist.visible.natural_bias @ state
-    return linear - measure
+def _visible_log_weights(dist: RBM, states: Tensor) -> Tensor:
+    """Log-weight of every visible unit in each of its states, without the hidden layer.
+
+    The energy of the whole layer with one unit changed, so that base measures are included;
+    constants of a unit cancel in its conditional.
+
+    :returns: shape ``(num_units, K)``.
+    """
+    num_units, (num_states, width) = dist.visible.num_units, states.shape
+    shift = dist.canonical().visible_bias - dist.visible.natural_bias
+    start = states[0].repeat(num_units)
+    weights = []
+    for unit in range(num_units):
+        changed = start.expand(num_states, -1).clone()
+        changed[:, unit * width : (unit + 1) * width] = states
+        weights.append(changed @ shift - dist.visible.energy(changed))
+    return torch.stack(weights)
 
 
 def _check_data(dist: RBM, data: Tensor) -> None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Likelihoods of rows, with log Z and without it, against brute force."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ebm.distributions import RBM, BernoulliRBM
+from pyro_ebm.distributions import RBM, BernoulliRBM, units
 from pyro_ebm.infer import (
     estimate_log_partition,
     exact_log_partition,
@@ -201,3 +202,24 @@ class TestWrongData:
         rbm = random_rbm((family, "ising"))
         with pytest.raises(ValueError, match="data has 4 of 4 rows outside of"):
             function(rbm, torch.zeros(4, *rbm.event_shape))
+
+
+class Thirds(units.Bernoulli):
+    """Bits whose second state stands for three: a family with a base measure, r(x) = -x log 3."""
+
+    def energy(self, x: Tensor) -> Tensor:
+        return super().energy(x) - math.log(3.0) * x.sum(-1)
+
+    def natural_log_partition(self, theta: Tensor) -> Tensor:
+        return super().natural_log_partition(theta + math.log(3.0))
+
+
+def test_pseudo_log_likelihood_includes_base_measures() -> None:
+    torch.manual_seed(0)
+    plain = RBM(units.Bernoulli(torch.randn(4)), units.Bernoulli(torch.randn(2)), torch.randn(4, 2))
+    with_measure = RBM(Thirds(plain.visible.bias), plain.hidden, plain.weight)
+    same = RBM(units.Bernoulli(plain.visible.bias + math.log(3.0)), plain.hidden, plain.weight)
+    v = plain.sample((6,))
+    got = pseudo_log_likelihood(with_measure, v)
+    torch.testing.assert_close(got, pseudo_log_likelihood(same, v))
+    assert (got - pseudo_log_likelihood(plain, v)).abs().min() > 0.01
