@@ -50,8 +50,8 @@ def rbms_trainer(
         warnings.simplefilter("ignore")
         from rbms.dataset.dataset_class import RBMDataset
         from rbms.map_model import map_model
-        from rbms.training.pcd import train
         from rbms.parser import default_args
+        from rbms.training.pcd import train
 
     rows = data.numpy().astype(np.float32)
     count = len(rows)

@@ -186,8 +186,12 @@ class TestErrors:
 def test_names_are_made_identifiers() -> None:
     """Pyro's kernels use spaces in names, which NetCDF and attribute access do not like."""
     chain = {"acceptance rate": np.zeros(4), "divergences": [], "step size": 0.1}
+    # An array that is not one number a draw, such as a ladder of temperatures, is left out.
+    chain["ladder"] = np.zeros(7)
     posterior = SimpleNamespace(
-        get_samples=lambda group_by_chain: {"x": np.zeros((2, 4))}, _diagnostics=[chain, chain]
+        get_samples=lambda group_by_chain: {"x": np.zeros((2, 4))},
+        num_samples=4,
+        _diagnostics=[chain, chain],
     )
     idata = to_inference_data(posterior)
     assert list(idata.sample_stats) == ["acceptance_rate"]

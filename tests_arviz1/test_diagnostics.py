@@ -34,6 +34,7 @@ class Chains:
 
     def __init__(self, draws: np.ndarray, energy: np.ndarray) -> None:
         self._draws = draws
+        self.num_samples = draws.shape[1]
         self._diagnostics = [{"divergences": [], "energy": Tensor(e)} for e in energy]
 
     def get_samples(self, group_by_chain: bool) -> dict[str, Tensor]:
