@@ -3,6 +3,7 @@
 
 """The owner of an RBM's parameters."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from pyro_ebm import distributions
-from pyro_ebm.nn.unit_parameters import UnitParameters
+from pyro_ebm.nn.unit_parameters import UnitParameters, is_whole
 
 __all__ = ["RBM"]
 
@@ -23,7 +24,7 @@ class RBM(PyroModule):
     Calling the module gives the distribution :class:`pyro_ebm.distributions.RBM` with the current
     parameters, for use in ``pyro.sample`` and by every kernel and estimator. Parameters are
     ``weight``, ``visible.bias`` (Gaussian layers: ``visible.loc``), ``hidden.bias``, and ``log_precision``
-    of Gaussian and rectified layers.
+    of Gaussian and rectified layers, which is a buffer unless the option ``learn_precision`` is True.
 
     With ``centered=True`` the module also keeps the offsets :math:`o_v` and :math:`o_h` (buffers);
     :class:`~pyro_ebm.training.Trainer` moves them with the means, by :meth:`shift_offsets`.
@@ -66,6 +67,7 @@ class RBM(PyroModule):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        _check_arguments(num_visible, num_hidden, centered, weight_scale, seed, dtype)
         factory: dict[str, Any] = {"dtype": dtype, "device": device}
         self.visible = UnitParameters(visible, num_visible, visible_options, **factory)
         self.hidden = UnitParameters(hidden, num_hidden, hidden_options, **factory)
@@ -125,8 +127,10 @@ class RBM(PyroModule):
         :raises ValueError: if the shape is wrong or the data holds NaN.
         """
         num_visible = self.weight.shape[0]
-        if data.dim() != 2 or data.shape[1] != num_visible:
-            raise ValueError(f"data must have shape (rows, {num_visible}), got {tuple(data.shape)}")
+        if data.dim() != 2 or data.shape[1] != num_visible or len(data) == 0:
+            raise ValueError(
+                f"data must have shape (rows >= 1, {num_visible}), got {tuple(data.shape)}"
+            )
         data = data.to(self.weight)
         if not bool(torch.isfinite(data).all()):
             raise ValueError("data holds NaN or infinite values")
@@ -157,3 +161,19 @@ class RBM(PyroModule):
         if visible_step is not None:
             self.hidden.assign(self.hidden().tilt(visible_step @ weight)[0])
             self.visible_offset.add_(visible_step)
+
+
+def _check_arguments(
+    num_visible: Any, num_hidden: Any, centered: Any, weight_scale: Any, seed: Any, dtype: Any
+) -> None:
+    for name, size in (("num_visible", num_visible), ("num_hidden", num_hidden)):
+        if not is_whole(size):
+            raise ValueError(f"{name} must be a whole number >= 1, got {size!r}")
+    if not isinstance(centered, bool):
+        raise ValueError(f"centered must be a bool, got {centered!r}")
+    if not isinstance(weight_scale, int | float) or not 0 <= weight_scale < math.inf:
+        raise ValueError(f"weight_scale must be a number >= 0, got {weight_scale!r}")
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
+        raise ValueError(f"seed must be None or a whole number in [0, 2^64), got {seed!r}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating-point type, got {dtype!r}")

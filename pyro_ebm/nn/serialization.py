@@ -5,7 +5,7 @@
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,10 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     state = {name: tensors[name] for name in names if name in tensors}
     if set(state) != names:
         raise ModelFileError(f"{path}: tensors {sorted(names - set(state))} are missing")
-    dtype = state["weight"].dtype
-    module = module.to(dtype=dtype)
     try:
+        module = module.to(dtype=state["weight"].dtype)
         module.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ModelFileError(f"{path}: tensors do not fit the configuration: {error}") from error
     return module.to(device) if device is not None else module
 
@@ -73,7 +72,7 @@ def build(description: Any, path: Path) -> RBM:
     """A module from its description, with fresh parameters."""
     try:
         return _CLASSES[description["class"]](**description["config"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: not a model of this package ({error!r})") from error
 
 
@@ -91,13 +90,16 @@ def write_tensors(
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"format": _FORMAT, **{name: json.dumps(v) for name, v in metadata.items()}}
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
+        # safetensors writes files that only their owner can read; models get the usual permissions.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(plain, temporary, metadata=header)
+        temporary.chmod(mode & 0o777)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

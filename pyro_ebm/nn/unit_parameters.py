@@ -39,7 +39,7 @@ _MIN_VARIANCE = 1e-3
 class UnitParameters(PyroModule):
     r"""Owns the parameters of one layer; calling it gives the :class:`~pyro_ebm.distributions.units.Unit`.
 
-    Precisions are stored by their logarithm and learnt only on request.
+    Precisions are stored by their logarithm and learnt only on request; others are buffers.
 
     :param str family: a name of :data:`FAMILIES`.
     :param int size: number of entries of the layer (one-hot groups flattened).
@@ -54,8 +54,8 @@ class UnitParameters(PyroModule):
         super().__init__()
         self.family = family
         self.options = _check_options(family, options or {})
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"a layer must have at least 1 unit, got {size!r}")
+        if not is_whole(size):
+            raise ValueError(f"size of a layer must be a whole number >= 1, got {size!r}")
         shape: tuple[int, ...] = (size,)
         if family == "categorical":
             num_states = self.options["num_states"]
@@ -67,9 +67,12 @@ class UnitParameters(PyroModule):
         name = "loc" if family == "gaussian" else "bias"
         self.register_parameter(name, Parameter(torch.zeros(shape, **factory)))
         if "learn_precision" in self.options:
-            learnt = bool(self.options["learn_precision"])
             log_precision = torch.zeros(shape, **factory)
-            self.log_precision = Parameter(log_precision, requires_grad=learnt)
+            if self.options["learn_precision"]:
+                self.log_precision = Parameter(log_precision)
+            else:
+                # No parameter without gradient: pyro.param() would switch its gradient on.
+                self.register_buffer("log_precision", log_precision)
 
     def forward(self) -> Unit:
         """The layer with the current parameters."""
@@ -87,7 +90,9 @@ class UnitParameters(PyroModule):
         """Copy the parameters of a layer of the same family."""
         for name, value in unit.parameters.items():
             if name == "precision":
-                self.log_precision.copy_(value.log())
+                # log(exp(x)) is not x: a precision that stays must not drift by rounding.
+                if not torch.equal(value, self.log_precision.exp()):
+                    self.log_precision.copy_(value.log())
             else:
                 getattr(self, name).copy_(value)
 
@@ -98,7 +103,8 @@ class UnitParameters(PyroModule):
         :param Tensor data: shape ``(rows, size)``.
         """
         if self.family == "gaussian":
-            variance = data.var(0).clamp(min=_MIN_VARIANCE)
+            # The maximum-likelihood estimate, which one row has too.
+            variance = data.var(0, correction=0).clamp(min=_MIN_VARIANCE)
             self.log_precision.copy_(-variance.log())
         self.assign(self().from_mean(data.mean(0)))
 
@@ -106,13 +112,12 @@ class UnitParameters(PyroModule):
     def accumulate_gradient(self, gradient: Mapping[str, Tensor], scale: float) -> None:
         """Add ``scale`` times a gradient by the layer's own parameters to ``.grad``."""
         for name, value in gradient.items():
-            if name == "precision":
-                parameter = self.get_parameter("log_precision")
-                value = value * parameter.detach().exp()
-            else:
-                parameter = self.get_parameter(name)
-            if not parameter.requires_grad:
+            stored = "log_precision" if name == "precision" else name
+            parameter = self._parameters.get(stored)
+            if parameter is None or not parameter.requires_grad:
                 continue
+            if name == "precision":
+                value = value * parameter.detach().exp()
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.add_(value, alpha=scale)
@@ -130,6 +135,13 @@ def _check_options(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{family!r} units need the options {missing}")
     for name in ("num_states", "total_count"):
-        if name in merged and (not isinstance(merged[name], int) or merged[name] < 1):
+        if name in merged and not is_whole(merged[name]):
             raise ValueError(f"{name} must be a whole number >= 1, got {merged[name]!r}")
+    if not isinstance(merged.get("learn_precision", False), bool):
+        raise ValueError(f"learn_precision must be a bool, got {merged['learn_precision']!r}")
     return merged
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

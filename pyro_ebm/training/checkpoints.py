@@ -76,18 +76,29 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     tensors, metadata = read_tensors(path)
     if "training" not in metadata or _GENERATOR not in tensors:
         raise ModelFileError(f"{path} holds a model, but not the state of a training run")
-    module = build(metadata["model"], Path(path)).to(dtype=tensors["weight"].dtype)
+    module = build(metadata.get("model"), Path(path))
     optimizer: dict[int, dict[str, Any]] = {}
-    for name, value in tensors.items():
-        if name.startswith(_OPTIMIZER):
-            index, key = name.removeprefix(_OPTIMIZER).split(".", 1)
-            optimizer.setdefault(int(index), {})[key] = value
     try:
+        module = module.to(dtype=tensors["weight"].dtype)
+        for name, value in tensors.items():
+            if name.startswith(_OPTIMIZER):
+                index, key = name.removeprefix(_OPTIMIZER).split(".", 1)
+                optimizer.setdefault(int(index), {})[key] = value
         module.load_state_dict({name: tensors[name] for name in module.state_dict()})
         config = TrainerConfig.from_dict(metadata["training"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise ModelFileError(f"{path}: damaged checkpoint ({error})") from error
+        epoch, history = int(metadata["epoch"]), list(metadata["history"])
+        chains = _check_chains(tensors.get(_CHAINS), tensors["weight"])
+        if epoch < 0:
+            raise ValueError(f"epoch {epoch}")
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: damaged checkpoint ({error!r})") from error
     generator = tensors[_GENERATOR].to(torch.uint8)
-    chains = tensors.get(_CHAINS)
-    epoch, history = metadata["epoch"], metadata["history"]
     return Checkpoint(module, config, epoch, history, optimizer, chains, generator)
+
+
+def _check_chains(chains: Tensor | None, weight: Tensor) -> Tensor | None:
+    if chains is not None:
+        shape = (len(chains) if chains.dim() else 0, len(weight))
+        if chains.shape != shape or chains.dtype != weight.dtype:
+            raise ValueError(f"chains of {chains.dtype}, shape {tuple(chains.shape)}")
+    return chains

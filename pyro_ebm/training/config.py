@@ -3,6 +3,7 @@
 
 """Options of a training run."""
 
+import math
 import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -62,14 +63,18 @@ class TrainerConfig:
         for name in ("batch_size", "num_steps", "metrics_rows", "checkpoint_every"):
             self._check(name, lambda x: _is_whole(x) and x >= 1, "a whole number >= 1")
         self._check("num_epochs", lambda x: _is_whole(x) and x >= 0, "a whole number >= 0")
-        for name in ("num_chains", "seed"):
-            low = 1 if name == "num_chains" else 0
-            valid = f"None or a whole number >= {low}"
-            self._check(name, lambda x, low=low: x is None or (_is_whole(x) and x >= low), valid)
-        self._check("learning_rate", lambda x: x > 0, "a number > 0")
-        self._check("momentum", lambda x: 0 <= x < 1, "in [0, 1)")
-        self._check("weight_decay", lambda x: x >= 0, "a number >= 0")
-        self._check("offset_rate", lambda x: 0 <= x <= 1, "in [0, 1]")
+        valid = "None or a whole number >= 1"
+        self._check("num_chains", lambda x: x is None or (_is_whole(x) and x >= 1), valid)
+        valid = "None or a whole number in [0, 2^64)"
+        self._check("seed", lambda x: x is None or (_is_whole(x) and 0 <= x < 2**64), valid)
+        self._check("learning_rate", lambda x: _is_number(x) and x > 0, "a finite number > 0")
+        self._check("momentum", lambda x: _is_number(x) and 0 <= x < 1, "a number in [0, 1)")
+        self._check("weight_decay", lambda x: _is_number(x) and x >= 0, "a finite number >= 0")
+        self._check("offset_rate", lambda x: _is_number(x) and 0 <= x <= 1, "a number in [0, 1]")
+        for name in ("persistent", "binarize", "progress"):
+            self._check(name, lambda x: isinstance(x, bool), "True or False")
+        paths = (type(None), str, os.PathLike)
+        self._check("checkpoint", lambda x: isinstance(x, paths), "None or a path")
         self._check("optimizer", lambda x: x in OPTIMIZERS, f"one of {OPTIMIZERS}")
         schedules = LEARNING_RATE_SCHEDULES
         self._check("learning_rate_schedule", lambda x: x in schedules, f"one of {schedules}")
@@ -106,3 +111,7 @@ class TrainerConfig:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, float) and math.isfinite(value)) or _is_whole(value)

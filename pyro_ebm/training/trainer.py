@@ -49,6 +49,9 @@ class Trainer:
     def __init__(self, module: nn.RBM, config: TrainerConfig) -> None:
         if not isinstance(module, nn.RBM):
             raise TypeError(f"module must be a pyro_ebm.nn.RBM, got {type(module).__name__}")
+        family = module.visible.family
+        if config.binarize and family in ("ising", "categorical", "multinomial"):
+            raise ValueError(f"binarize=True draws bits, which are no states of {family!r} units")
         if config.seed is None:
             config = replace(config, seed=int(torch.randint(2**31, ()).item()))
         self.module = module
@@ -87,14 +90,25 @@ class Trainer:
         state = read_checkpoint(path)
         module = state.module if device is None else state.module.to(device)
         trainer = cls(module, replace(state.config, **changes))
-        trainer.epoch = state.epoch
-        trainer.history = list(state.history)
-        trainer._generator.set_state(state.generator)
-        chains = state.chains
-        trainer._gradient.chains = None if chains is None else chains.to(trainer._device)
-        optimizer = trainer._optimizer.state_dict()
-        trainer._optimizer.load_state_dict({**optimizer, "state": state.optimizer})
+        try:
+            trainer._restore(state)
+        except (IndexError, RuntimeError, ValueError) as error:
+            message = f"{path}: the state of training does not fit the model or the device"
+            raise nn.ModelFileError(f"{message} ({error})") from error
         return trainer
+
+    def _restore(self, state: Checkpoint) -> None:
+        self.epoch = state.epoch
+        self.history = list(state.history)
+        self._generator.set_state(state.generator)
+        self._gradient.chains = None if state.chains is None else state.chains.to(self._device)
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for index, values in state.optimizer.items():
+            shape = parameters[index].shape
+            if any(value.dim() and value.shape != shape for value in values.values()):
+                raise ValueError(f"state of parameter {index}, which has shape {tuple(shape)}")
+        optimizer = self._optimizer.state_dict()
+        self._optimizer.load_state_dict({**optimizer, "state": state.optimizer})
 
     @property
     def chains(self) -> Tensor | None:
@@ -125,7 +139,13 @@ class Trainer:
             for _ in range(remaining):
                 bar.set_description(f"epoch {self.epoch + 1}/{self.config.num_epochs}")
                 started = time.perf_counter()
-                self._run_epoch(data, num_batches, bar)
+                try:
+                    self._run_epoch(data, num_batches, bar)
+                except RuntimeError as error:
+                    # Some samplers refuse NaN, which products of large parameters make too.
+                    if not self._is_finite(root=4):
+                        raise self._diverged() from error
+                    raise
                 self.epoch += 1
                 self._finish_epoch(data, validation, time.perf_counter() - started)
                 bar.set_postfix(_postfix(self.history[-1]))
@@ -160,12 +180,8 @@ class Trainer:
                 group["lr"] = self.config.learning_rate * (1.0 - progress)
 
     def _finish_epoch(self, data: Tensor, validation: Tensor | None, seconds: float) -> None:
-        parameters = self.module.parameters()
-        if not all(bool(torch.isfinite(p).all()) for p in parameters):
-            raise TrainingDivergedError(
-                f"parameters are no longer finite after epoch {self.epoch}; lower learning_rate "
-                f"(now {self.config.learning_rate})"
-            )
+        if not self._is_finite():
+            raise self._diverged()
         rows = self.config.metrics_rows
         # A generator of its own, so that looking at metrics does not change the run.
         bits = Generator(device=self._device).manual_seed(0)
@@ -178,6 +194,18 @@ class Trainer:
         due = done or self.epoch % self.config.checkpoint_every == 0
         if self.config.checkpoint is not None and due:
             write_checkpoint(self.config.checkpoint, self._state())
+
+    def _is_finite(self, root: int = 1) -> bool:
+        """Whether the parameters' powers (of exponent ``root``) are within the floating-point range."""
+        parameters = list(self.module.parameters())
+        limit = torch.finfo(parameters[0].dtype).max ** (1 / root)
+        return all(bool((p.abs() <= limit).all()) for p in parameters)
+
+    def _diverged(self) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"parameters are no longer finite; {self.epoch} epochs were done; lower learning_rate "
+            f"(now {self.config.learning_rate})"
+        )
 
     def _state(self) -> Checkpoint:
         return Checkpoint(
@@ -200,7 +228,8 @@ class Trainer:
             valid, what = ((data >= 0) & (data <= 1)).all(-1), "[0, 1], which binarize=True needs"
         else:
             support = self.module.visible().support
-            valid, what = support.check(data), str(support)
+            valid = support.check(data) & torch.isfinite(data).all(-1)
+            what = f"the support of {self.module.visible.family!r} units or not finite ({support})"
         if not bool(valid.all()):
             bad = int((~valid).sum())
             raise ValueError(f"{name} has {bad} of {len(data)} rows outside of {what}")

@@ -1,0 +1,86 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pictures of a run, made from what its folder holds."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_ebm import nn, plotting
+from pyro_ebm.cli.completion import Completion
+from pyro_ebm.cli.data import DataOptions
+from pyro_ebm.cli.sampling import Chains, unit_means
+from pyro_ebm.datasets import Dataset
+
+__all__ = ["draw_completions", "draw_energy", "draw_filters", "draw_samples"]
+
+#: Rows and columns of sample pictures.
+_ROWS, _COLUMNS = 10, 10
+
+
+@torch.no_grad()
+def draw_samples(
+    module: nn.RBM, chains: Chains, options: DataOptions, data: Dataset, path: Path
+) -> Path:
+    """Test images beside samples: one row a chain, draws far apart along it."""
+    num_chains, num_draws = chains.v.shape[:2]
+    rows, columns = min(num_chains, _ROWS), min(num_draws, _COLUMNS)
+    at = torch.linspace(0, num_draws - 1, columns).round().long()
+    means = unit_means(module(), chains.v[:rows, at].flatten(0, 1))
+    test = options.rows(data, "test")[: rows * columns]
+    gap = (num_draws - 1) // max(columns - 1, 1) * chains.options.thin
+    figure = plotting.image_grid(
+        {
+            f"{options.name}, test images": options.to_grey(test),
+            "samples": _displayed(options, means),
+        },
+        data.image_shape,
+        num_columns=columns,
+        caption=f"samples: pixel means given the hidden units; one chain a row, "
+        f"about {gap} Gibbs sweeps from image to image",
+    )
+    return plotting.save(figure, path)
+
+
+def draw_filters(module: nn.RBM, data: Dataset, path: Path) -> Path:
+    """Weights of the hidden units."""
+    weight = module.get_parameter("weight")
+    return plotting.save(plotting.filters(weight, data.image_shape), path)
+
+
+@torch.no_grad()
+def draw_energy(
+    module: nn.RBM, chains: Chains, options: DataOptions, data: Dataset, path: Path
+) -> Path:
+    """Free energies along the chains, beside those of the test images."""
+    test = options.rows(data, "test").to(module.get_parameter("weight"))
+    figure = plotting.energy_trace(
+        chains.energy,
+        sweeps_per_draw=chains.options.thin,
+        data_energies=module().free_energy(test),
+    )
+    return plotting.save(figure, path)
+
+
+def draw_completions(
+    completion: Completion, images: Tensor, labels: Tensor, data: Dataset, path: Path
+) -> Path:
+    """One test image of each class with its completions."""
+    count = completion.mean.shape[0]
+    known = labels[:count].tolist()
+    shown = [known.index(label) for label in sorted(set(known))][:10]
+    figure = plotting.completions(
+        images[shown],
+        completion.mask,
+        completion.mean[shown],
+        completion.samples[:4, shown],
+        data.image_shape,
+        title="Lower halves given the upper halves",
+    )
+    return plotting.save(figure, path)
+
+
+def _displayed(options: DataOptions, states: Tensor) -> Tensor:
+    return options.to_grey(states).clamp(0.0, 1.0)
