@@ -279,6 +279,16 @@ def test_persistent_chains_go_on_from_where_they_were(monkeypatch):
     assert torch.equal(states, torch.eye(4)[1:]) and torch.equal(gradient.chains, states)
 
 
+def test_persistent_chains_are_left_where_they_went(monkeypatch):
+    module = copying_module()
+    with torch.no_grad():
+        module.visible.bias.fill_(500.0)
+    gradient = ContrastiveGradient(module, num_steps=1, persistent=True, num_chains=3)
+    gradient.chains = torch.zeros(3, 4)
+    states = negative_states(gradient, torch.eye(4), monkeypatch)
+    assert torch.equal(states, torch.ones(3, 4)) and torch.equal(gradient.chains, states)
+
+
 @pytest.mark.parametrize(("num_chains", "expected"), [(None, 5), (7, 7)])
 def test_persistent_chains_start_at_the_visible_layer_alone(num_chains, expected, monkeypatch):
     module = nn.RBM(4, 2, seed=0)

@@ -1,82 +1,217 @@
 # Copyright Contributors to the pyro_ebm project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a training run refuses: data and options, each by name."""
+"""Impossible options and bad data are refused by name, before anything is changed."""
 
 import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.training import Trainer, TrainerConfig
+from tests.training.machines import LAYERS, make_module, some_bits, state_of
 
-QUIET = {"progress": False, "seed": 3}
-DATA = torch.bernoulli(torch.full((230, 6), 0.3), generator=torch.Generator().manual_seed(0))
+NAN, INF = float("nan"), float("inf")
+WHOLE = [0, -1, 1.0, True, "1", None, NAN]
 
-
-def train(data: Tensor = DATA, validation: Tensor | None = None, **options) -> nn.RBM:
-    module = nn.RBM(6, 4, seed=0)
-    Trainer(module, TrainerConfig(**{**QUIET, "num_epochs": 2, **options})).fit(data, validation)
-    return module
-
-
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [
-        (torch.zeros(10, 5), r"data must have shape \(rows >= 1, 6\), got \(10, 5\)"),
-        (torch.zeros(6), r"got \(6,\)"),
-        (torch.zeros(0, 6), r"got \(0, 6\)"),
-        (torch.full((10, 6), 0.5), "data has 10 of 10 rows outside of"),
-        (torch.cat([DATA, torch.full((1, 6), float("nan"))]), "data has 1 of 231 rows"),
-    ],
-)
-def test_bad_data(data, match):
-    with pytest.raises(ValueError, match=match):
-        train(data)
-
-
-def test_bad_rates_and_validation():
-    with pytest.raises(ValueError, match=r"data has 1 of 231 rows outside of \[0, 1\]"):
-        train(torch.cat([DATA, torch.full((1, 6), 1.5)]), binarize=True)
-    with pytest.raises(ValueError, match="validation must have shape"):
-        train(validation=torch.zeros(3, 7))
-    with pytest.raises(TypeError, match=r"module must be a pyro_ebm\.nn\.RBM, got Linear"):
-        Trainer(torch.nn.Linear(2, 2), TrainerConfig())
+#: Values that an option cannot have.
+IMPOSSIBLE = {
+    "num_epochs": [-1, 1.5, True, "1", None, NAN],
+    "batch_size": WHOLE,
+    "num_steps": WHOLE,
+    "metrics_rows": WHOLE,
+    "checkpoint_every": WHOLE,
+    "num_chains": [0, -1, 2.0, True, "1", NAN],
+    "seed": [-1, 1.0, True, "1", 2**64, NAN],
+    "learning_rate": [0, 0.0, -0.1, NAN, INF, "0.1", None, True, np.float32(0.1)],
+    "momentum": [-0.1, 1, 1.0, NAN, "0.9", None],
+    "weight_decay": [-1e-9, NAN, INF, "0", None],
+    "offset_rate": [-0.1, 1.1, NAN, "0", None],
+    "optimizer": ["SGD", "rmsprop", "", None, 1, ["sgd"]],
+    "learning_rate_schedule": ["cosine", "", None, 0],
+    "persistent": ["no", 1, None],
+    "binarize": ["no", 1, None],
+    "progress": ["no", 1, None],
+    "checkpoint": [1, True, b"bytes", 0.5],
+}
+CASES = [(name, value) for name, values in IMPOSSIBLE.items() for value in values]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("num_epochs", -1),
-        ("num_epochs", 1.5),
-        ("batch_size", 0),
-        ("num_steps", True),
-        ("num_chains", 0),
-        ("seed", -1),
-        ("learning_rate", 0.0),
-        ("learning_rate", float("nan")),
-        ("learning_rate", "fast"),
-        ("momentum", 1.0),
-        ("weight_decay", -0.1),
-        ("offset_rate", 2.0),
-        ("optimizer", "sdg"),
-        ("learning_rate_schedule", "cosine"),
-        ("metrics_rows", 0),
-        ("checkpoint_every", 0),
-    ],
-)
+def test_every_option_is_tested():
+    assert set(IMPOSSIBLE) == {field.name for field in fields(TrainerConfig)}
+
+
+@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{n}={v!r}" for n, v in CASES])
 def test_impossible_options_are_named(name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be .*, got {value!r}"):
+    with pytest.raises(ValueError) as error:
         TrainerConfig(**{name: value})
+    assert str(error.value).startswith(f"{name} must be ")
+    assert str(error.value).endswith(f", got {value!r}")
+    # A change of an existing configuration is checked too.
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        replace(TrainerConfig(), **{name: value})
 
 
-def test_config_round_trip(tmp_path):
-    config = TrainerConfig(num_epochs=3, checkpoint=tmp_path / "x.safetensors", seed=1)
-    values = json.loads(json.dumps(config.to_dict()))
-    assert TrainerConfig.from_dict(values).to_dict() == config.to_dict()
-    with pytest.raises(ValueError, match=r"unknown training options \['epochs'\]"):
-        TrainerConfig.from_dict({"epochs": 3})
-    with pytest.raises(ValueError, match="momentum is an option of 'sgd'"):
-        TrainerConfig(optimizer="adam", momentum=0.9)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_epochs": 0},
+        {"num_chains": 1, "seed": 0, "batch_size": 1},
+        {"seed": 2**64 - 1},
+        {"learning_rate": 1, "momentum": 0, "weight_decay": 0, "offset_rate": 1},
+        {"learning_rate": np.float64(0.1)},
+        {"checkpoint": "x"},
+        {"checkpoint": Path("x")},
+    ],
+    ids=str,
+)
+def test_values_at_the_border_are_accepted(values):
+    config = TrainerConfig(**values)
+    assert {name: getattr(config, name) for name in values} == values
+    Trainer(nn.RBM(2, 2), replace(config, checkpoint=None))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_momentum_is_of_sgd(optimizer):
+    with pytest.raises(ValueError, match=f"momentum is an option of 'sgd', not of '{optimizer}'"):
+        TrainerConfig(optimizer=optimizer, momentum=0.5)
+
+
+def test_positions_and_unknown_names():
+    with pytest.raises(TypeError, match="positional"):
+        TrainerConfig(10)
+    with pytest.raises(TypeError, match="epochs"):
+        TrainerConfig(epochs=3)
+    with pytest.raises(AttributeError):
+        TrainerConfig().num_epochs = 3
+
+
+def test_round_trip_by_json():
+    config = TrainerConfig(
+        num_epochs=3,
+        batch_size=7,
+        learning_rate=0.1,
+        num_steps=2,
+        persistent=True,
+        num_chains=5,
+        seed=2**63 + 1,
+        optimizer="sgd",
+        momentum=0.3,
+        weight_decay=1e-4,
+        learning_rate_schedule="linear",
+        binarize=True,
+        offset_rate=0.2,
+        metrics_rows=9,
+        checkpoint=Path("runs") / "x.safetensors",
+        checkpoint_every=4,
+        progress=False,
+    )
+    assert all(
+        getattr(config, f.name) != f.default for f in fields(config) if f.name != "optimizer"
+    )
+    values = config.to_dict()
+    again = TrainerConfig.from_dict(json.loads(json.dumps(values)))
+    assert again.to_dict() == values
+    assert asdict(again) | {"checkpoint": None} == asdict(config) | {"checkpoint": None}
+    assert Path(again.checkpoint) == config.checkpoint
+    assert TrainerConfig.from_dict(TrainerConfig().to_dict()) == TrainerConfig()
+
+
+def test_dictionaries_are_checked():
+    with pytest.raises(ValueError, match=r"unknown training options \['epochs', 'rate'\]"):
+        TrainerConfig.from_dict({"rate": 1, "epochs": 2, "num_epochs": 3})
+    with pytest.raises(ValueError, match=r"^batch_size must be"):
+        TrainerConfig.from_dict({"batch_size": -1})
+    # Options that an older file lacks have their defaults.
+    assert TrainerConfig.from_dict({"num_epochs": 3}) == TrainerConfig(num_epochs=3)
+
+
+# --- modules ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), None, nn.RBM(2, 2)()], ids=repr)
+def test_only_modules_of_the_package_are_trained(module):
+    with pytest.raises(TypeError, match=r"module must be a pyro_ebm\.nn\.RBM, got "):
+        Trainer(module, TrainerConfig())
+
+
+@pytest.mark.parametrize("family", LAYERS)
+def test_bits_must_be_states_of_the_visible_units(family):
+    """Bits are no spins, no one-hot groups and no counts; they are real numbers."""
+    module = make_module((family, "bernoulli"))
+    config = TrainerConfig(binarize=True, num_epochs=1, progress=False)
+    if family in ("ising", "categorical", "multinomial"):
+        with pytest.raises(ValueError, match=f"binarize=True draws bits, .* of '{family}' units"):
+            Trainer(module, config)
+    else:
+        data = some_bits(20, module.weight.shape[0])
+        assert len(Trainer(module, config).fit(data)) == 1
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+#: One row outside of the support of the family with the sizes of LAYERS, and good rows.
+OUTSIDE = {
+    "bernoulli": [[0.0, 0.5, 1.0], [0, -1, 0], [0, 2, 0], [0, NAN, 0], [0, INF, 0]],
+    "ising": [[1.0, 0.0, 1.0], [1, 2, 1], [1, NAN, 1]],
+    "categorical": [[1.0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 0, 0], [0.5, 0.5, 0, 1, 0, 0]],
+    "multinomial": [[1.0, 1, 2], [3, 1, -1], [1.5, 1.5, 0], [NAN, 0, 3]],
+    "gaussian": [[0.0, NAN], [INF, 0.0], [0.0, -INF]],
+    "relu": [[1.0, -0.1], [NAN, 1.0], [INF, 1.0]],
+}
+BAD_ROWS = [(family, row) for family, rows in OUTSIDE.items() for row in rows]
+
+
+def refuse(module: nn.RBM, message: str, data, validation=None, **options) -> None:
+    trainer = Trainer(module, TrainerConfig(num_epochs=1, progress=False, **options))
+    before = state_of(module)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(data, validation)
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+    assert trainer.history == [] and trainer.epoch == 0
+
+
+@pytest.mark.parametrize("where", ["data", "validation"])
+@pytest.mark.parametrize(("family", "row"), BAD_ROWS, ids=[f"{f}-{r}" for f, r in BAD_ROWS])
+def test_values_outside_of_the_support(family, row, where):
+    module = make_module((family, "bernoulli"), centered=True, dtype=torch.float32)
+    with torch.no_grad():
+        good = module().sample((6,))
+    bad = torch.cat([good, torch.tensor([row], dtype=torch.float32)])
+    message = f"{where} has 1 of 7 rows outside of the support of '{family}' units"
+    if where == "data":
+        refuse(module, message, bad)
+    else:
+        refuse(module, message, good, bad)
+
+
+@pytest.mark.parametrize("where", ["data", "validation"])
+@pytest.mark.parametrize("value", [-0.001, 1.001, NAN, INF, 255.0])
+def test_rates_outside_of_the_unit_interval(value, where):
+    rates = torch.full((5, 3), 0.5)
+    bad = rates.clone()
+    bad[2, 1] = value
+    message = rf"{where} has 1 of 5 rows outside of \[0, 1\], which binarize=True needs"
+    arguments = (bad, None) if where == "data" else (rates, bad)
+    refuse(make_module(("bernoulli", "bernoulli")), message, *arguments, binarize=True)
+
+
+def test_bytes_of_grey_levels_are_no_rates():
+    grey = torch.tensor([[0, 128, 255]], dtype=torch.uint8)
+    refuse(make_module(("bernoulli", "bernoulli")), "data has 1 of 1 rows", grey, binarize=True)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 2), (3,), (0, 3), (2, 5, 3), ()], ids=str)
+@pytest.mark.parametrize("where", ["data", "validation"])
+@pytest.mark.parametrize("binarize", [False, True], ids=["bits", "rates"])
+def test_wrong_shapes(shape, where, binarize):
+    module = make_module(("bernoulli", "bernoulli"), centered=True)
+    bad, good = torch.zeros(shape), torch.zeros(5, 3)
+    got = str(shape).replace("(", r"\(").replace(")", r"\)")
+    message = rf"{where} must have shape \(rows >= 1, 3\), got {got}"
+    arguments = (bad, None) if where == "data" else (good, bad)
+    refuse(module, message, *arguments, binarize=binarize)
