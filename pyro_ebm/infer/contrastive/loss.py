@@ -3,8 +3,7 @@
 
 """Contrastive divergence as a Pyro loss."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -118,6 +117,7 @@ class ContrastiveDivergence(ELBO):
         self.elbo: Any = elbo
         #: Persistent chains by site, shape ``(num_chains,) + parameter batch shape + (V,)``.
         self.chains: dict[str, Tensor] = {}
+        # Sites whose chains have moved in this gradient: once, however often the model runs.
         self._moved: set[str] = set()
 
     # --- Pyro's interface ---------------------------------------------------------------------
@@ -129,13 +129,13 @@ class ContrastiveDivergence(ELBO):
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         """The value of the loss; adds the gradients to ``.grad``. Moves every chain once."""
-        with self._one_step():
-            return self.elbo.loss_and_grads(self._normalizing(model), guide, *args, **kwargs)
+        self._moved.clear()
+        return self.elbo.loss_and_grads(self._normalizing(model), guide, *args, **kwargs)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss as a tensor to differentiate. Moves every chain once."""
-        with self._one_step():
-            return self.elbo.differentiable_loss(self._normalizing(model), guide, *args, **kwargs)
+        self._moved.clear()
+        return self.elbo.differentiable_loss(self._normalizing(model), guide, *args, **kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return self.elbo._get_trace(self._normalizing(model), guide, args, kwargs)
@@ -155,13 +155,6 @@ class ContrastiveDivergence(ELBO):
         self.chains = {name: c.clone() for name, c in chains.items()}
 
     # --- the negative phase -------------------------------------------------------------------
-
-    @contextmanager
-    def _one_step(self) -> Iterator[None]:
-        """Within one gradient a persistent chain moves once, however often the model runs."""
-        self._moved.clear()
-        yield
-        self._moved.clear()
 
     def _normalizing(self, model: Callable[..., Any]) -> Callable[..., Any]:
         def normalized(*args: Any, **kwargs: Any) -> Any:
