@@ -53,6 +53,11 @@ class GibbsSweep:
         """Draw the visible layer given hidden states."""
         return self._visible.natural_sample(self.visible_theta(h), self.generator)
 
+    @torch.no_grad()
+    def step_visible(self, theta: Tensor) -> Tensor:
+        """Visible states after one sweep from the hidden natural parameter of the present ones."""
+        return self.sample_visible(self._hidden.natural_sample(theta, self.generator))
+
     def run(self, v: Tensor, num_steps: int) -> Tensor:
         """Visible states after ``num_steps`` sweeps (hidden given visible, then visible)."""
         for _ in range(num_steps):
@@ -66,8 +71,7 @@ class GibbsSweep:
         :returns: the new visible states and their hidden natural parameter, so that free energies
             along a chain cost no product of their own.
         """
-        h = self._hidden.natural_sample(theta, self.generator)
-        v = self.sample_visible(h)
+        v = self.step_visible(theta)
         return v, self.hidden_theta(v)
 
     @torch.no_grad()
@@ -79,6 +83,26 @@ class GibbsSweep:
         if self._hidden_offset is not None:
             energy = energy + ((theta - hidden.natural_bias) * self._hidden_offset).sum(-1)
         return energy if self._constant is None else energy + self._constant
+
+    @torch.no_grad()
+    def log_density_change(
+        self, before: "GibbsSweep", v: Tensor, theta_before: Tensor, theta: Tensor
+    ) -> Tensor:
+        """Difference of the negative free energies of two machines at the same states, float64.
+
+        For the ratios of an annealing run, which are small differences of large numbers.
+
+        :param GibbsSweep before: the machine to subtract, of the same families and without offsets.
+        :param Tensor v: visible states.
+        :param Tensor theta_before: their hidden natural parameter under ``before``.
+        :param Tensor theta: their hidden natural parameter under this machine.
+        """
+        exact = v.double()
+        ends = (
+            sweep.free_energy(exact, field.double())
+            for sweep, field in ((before, theta_before), (self, theta))
+        )
+        return next(ends) - next(ends)
 
     @torch.no_grad()
     def initial_visible(self, shape: torch.Size) -> Tensor:

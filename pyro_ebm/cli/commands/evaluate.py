@@ -22,7 +22,7 @@ from pyro_ebm.cli.commands.common import (
 from pyro_ebm.cli.errors import Command
 from pyro_ebm.cli.evaluation import BASES, EXACT, AISOptions, describe_evaluation, evaluate
 from pyro_ebm.cli.run_folder import write_text
-from pyro_ebm.infer.log_partition.schedule import SCHEDULES
+from pyro_ebm.infer.paths import SCHEDULES
 
 __all__ = ["evaluate_command"]
 

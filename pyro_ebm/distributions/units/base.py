@@ -230,8 +230,11 @@ class Unit(ABC):
         """The layer under a field as a Pyro distribution of event dimension 1."""
         return self.natural_conditional(self.theta(field))
 
-    def natural_log_partition_step(self, a: Tensor, beta: float, beta_next: float) -> Tensor:
-        r"""``A(beta_next * a) - A(beta * a)``, the increment of an annealing path."""
+    def natural_log_partition_step(
+        self, a: Tensor, beta: float | Tensor, beta_next: float | Tensor
+    ) -> Tensor:
+        """``A(beta_next * a) - A(beta * a)``, the increment of an annealing path. Inverse temperatures
+        are numbers, or tensors that broadcast with ``a`` and have a last axis of size 1."""
         return self.natural_log_partition(beta_next * a) - self.natural_log_partition(beta * a)
 
     def mean_parameters_gradient(self, x: Tensor) -> dict[str, Tensor]:

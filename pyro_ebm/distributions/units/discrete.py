@@ -86,7 +86,9 @@ class Bernoulli(_Linear):
     def natural_log_partition(self, theta: Tensor) -> Tensor:
         return softplus_sum(theta)
 
-    def natural_log_partition_step(self, a: Tensor, beta: float, beta_next: float) -> Tensor:
+    def natural_log_partition_step(
+        self, a: Tensor, beta: float | Tensor, beta_next: float | Tensor
+    ) -> Tensor:
         return softplus_step(a, beta, beta_next).sum(-1)
 
     def natural_mean(self, theta: Tensor) -> Tensor:
@@ -128,7 +130,9 @@ class Ising(_Linear):
     def natural_log_partition(self, theta: Tensor) -> Tensor:
         return log_2cosh_sum(theta)
 
-    def natural_log_partition_step(self, a: Tensor, beta: float, beta_next: float) -> Tensor:
+    def natural_log_partition_step(
+        self, a: Tensor, beta: float | Tensor, beta_next: float | Tensor
+    ) -> Tensor:
         # log 2cosh x = softplus(2x) - x
         return (softplus_step(2.0 * a, beta, beta_next) - (beta_next - beta) * a).sum(-1)
 

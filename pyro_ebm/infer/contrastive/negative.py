@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from pyro_ebm.distributions import RBM, GibbsSweep
-from pyro_ebm.infer.mcmc import VectorizedKernel
+from pyro_ebm.infer.mcmc import VectorizedKernel, run_kernel
 from pyro_ebm.ops.linear import chain_axes
 
 __all__ = ["move_chains", "start_chains"]
@@ -57,11 +57,4 @@ def move_chains(
     if kernel is None:
         return GibbsSweep(dist).run(chains, num_steps)
     mcmc_kernel = kernel(dist)
-    mcmc_kernel.chain_shape = Size(chains.shape[:1])
-    mcmc_kernel.setup(warmup_steps=0)
-    site = mcmc_kernel.site
-    params = {site: chains}
-    for _ in range(num_steps):
-        params = mcmc_kernel.sample(params)
-    mcmc_kernel.cleanup()
-    return params[site]
+    return run_kernel(mcmc_kernel, {mcmc_kernel.site: chains}, num_steps)[mcmc_kernel.site]

@@ -13,10 +13,8 @@ from torch import Generator, Tensor
 from pyro_ebm.distributions import RBM
 from pyro_ebm.distributions.enumeration import enumerable_side
 from pyro_ebm.distributions.sampling import MAX_EXACT_STATES
-from pyro_ebm.distributions.units import Unit
 from pyro_ebm.infer.log_partition.estimate import LogPartitionBracket, LogPartitionEstimate
-from pyro_ebm.infer.log_partition.path import AnnealingPath
-from pyro_ebm.infer.log_partition.schedule import inverse_temperatures
+from pyro_ebm.infer.paths import GeometricPath, Path, base_unit, inverse_temperatures
 
 __all__ = ["bracket_log_partition", "estimate_log_partition"]
 
@@ -123,7 +121,7 @@ def bracket_log_partition(
 
 def _prepare(
     dist: RBM, method: str, num_chains: int, base: Tensor | str | None, seed: int | None
-) -> tuple[AnnealingPath, Generator | None]:
+) -> tuple[Path, Generator | None]:
     if not isinstance(dist, RBM):
         raise TypeError(f"dist must be an RBM, got {type(dist).__name__}")
     if method not in _METHODS:
@@ -134,42 +132,12 @@ def _prepare(
     generator = None
     if seed is not None:
         generator = Generator(device=dist.weight.device).manual_seed(seed)
-    return AnnealingPath(dist, _base_unit(dist, base), generator), generator
-
-
-def _base_unit(dist: RBM, base: Tensor | str | None) -> Unit:
-    visible = dist.visible
-    if base is None:
-        return visible
-    if isinstance(base, str):
-        if base != "uniform":
-            raise ValueError(f'base must be None, "uniform" or a tensor of means, got {base!r}')
-        if visible.num_states is None:
-            name = type(visible).__name__
-            raise ValueError(f'base="uniform" is impossible for unbounded {name} units')
-        return visible.neutral()
-    if base.shape[-1:] != (visible.size,):
-        raise ValueError(f"base must have shape (..., {visible.size}), got {tuple(base.shape)}")
-    batch = dist.parameter_batch_shape
-    if not _broadcasts_to(base.shape[:-1], batch):
-        raise ValueError(
-            f"base of shape {tuple(base.shape)} does not broadcast to the batch shape {tuple(batch)}"
-        )
-    if bool(torch.isnan(base).any()):
-        raise ValueError("base contains NaN")
-    return visible.from_mean(base)
-
-
-def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
-    try:
-        return torch.broadcast_shapes(shape, target) == target
-    except RuntimeError:
-        return False
+    return GeometricPath(dist, base_unit(dist, base), generator), generator
 
 
 def _equilibrium(
     dist: RBM,
-    path: AnnealingPath,
+    path: Path,
     betas: list[float],
     num_chains: int,
     initial: Tensor | None,

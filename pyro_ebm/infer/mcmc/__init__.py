@@ -4,7 +4,7 @@
 """Pyro MCMC kernels and the vectorised driver."""
 
 from pyro_ebm.infer.mcmc.gibbs import BlockGibbs
-from pyro_ebm.infer.mcmc.kernel import VectorizedKernel
+from pyro_ebm.infer.mcmc.kernel import MachineKernel, VectorizedKernel, run_kernel
 from pyro_ebm.infer.mcmc.vectorized import VectorizedMCMC
 
-__all__ = ["BlockGibbs", "VectorizedKernel", "VectorizedMCMC"]
+__all__ = ["BlockGibbs", "MachineKernel", "VectorizedKernel", "VectorizedMCMC", "run_kernel"]

@@ -3,21 +3,15 @@
 
 """Block Gibbs sampling as a Pyro MCMC kernel."""
 
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from torch import Tensor
 
-import torch
-from torch import Generator, Size, Tensor
-
-from pyro_ebm.distributions import RBM, GibbsSweep
-from pyro_ebm.infer.mcmc.kernel import VectorizedKernel
-from pyro_ebm.infer.mcmc.posterior import rbm_posterior
+from pyro_ebm.distributions import GibbsSweep
+from pyro_ebm.infer.mcmc.kernel import MachineKernel
 
 __all__ = ["BlockGibbs"]
 
 
-class BlockGibbs(VectorizedKernel):
+class BlockGibbs(MachineKernel):
     r"""Block Gibbs sampling of a restricted Boltzmann machine.
 
     A draw is ``num_steps`` sweeps: all hidden units given the visible ones, then all visible units
@@ -50,99 +44,16 @@ class BlockGibbs(VectorizedKernel):
     torch.Size([50, 3])
     """
 
-    site = "v"
-
-    def __init__(
-        self,
-        target: RBM | Callable[..., Any],
-        num_steps: int = 1,
-        *,
-        generator: Generator | None = None,
-    ) -> None:
-        if not isinstance(target, RBM) and not callable(target):
-            raise TypeError(
-                f"target must be an RBM distribution or a Pyro model, got {type(target).__name__}"
-            )
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        self.num_steps = num_steps
-        self.generator = generator
-        super().__init__()
-        self._target: RBM | None = None
-        if isinstance(target, RBM):
-            target.check_normalizable()
-            self._target = target
-        else:
-            self.model = target
-        self._initial_params: dict[str, Tensor] | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sweep: GibbsSweep | None = None
-        self._last: tuple[Tensor, Tensor] | None = None
-        self._num_calls = 0
-        self._warmup_steps = 0
-        self._energies: list[Tensor] = []
-
-    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        self._reset()
-        self._warmup_steps = warmup_steps
-        if self.model is not None:
-            self.site, self._target = rbm_posterior(self.model, *args, **kwargs)
-            if self._initial_params is not None:
-                self._check_initial_params(self._initial_params)
+    def _prepare(self) -> None:
         self._sweep = GibbsSweep(self.target, self.generator)
+        # The latest draw and its hidden field, which the next sweep starts with.
+        self._last: tuple[Tensor, Tensor] | None = None
 
-    def cleanup(self) -> None:
-        self._reset()
+    def _start(self) -> Tensor:
+        return self._sweep.initial_visible(self.state_shape)
 
-    @property
-    def target(self) -> RBM:
-        """The machine that is sampled; for a model, its posterior, known after :meth:`setup`."""
-        if self._target is None:
-            raise RuntimeError("the target of a model is known only after setup()")
-        return self._target
-
-    @property
-    def state_shape(self) -> Size:
-        """Shape of the state, ``chain_shape + batch_shape + event_shape``."""
-        return self.chain_shape + self.target.batch_shape + self.target.event_shape
-
-    @property
-    def initial_params(self) -> dict[str, Tensor]:
-        """The start: what was set, otherwise draws of the visible layer without its weights."""
-        if self._initial_params is not None:
-            return self._initial_params
-        return {self.site: self._running_sweep().initial_visible(self.state_shape)}
-
-    @initial_params.setter
-    def initial_params(self, params: dict[str, Tensor]) -> None:
-        self._initial_params = {name: value.detach() for name, value in params.items()}
-        # Pyro sets the start before setup(), where the target of a model is not known yet.
-        if self._target is not None:
-            self._check_initial_params(self._initial_params)
-
-    def _check_initial_params(self, params: dict[str, Tensor]) -> None:
-        value = params.get(self.site)
-        if value is None or value.shape != self.state_shape:
-            got = {name: tuple(p.shape) for name, p in params.items()}
-            raise ValueError(
-                f"initial_params must hold {self.site!r} of shape {tuple(self.state_shape)}, "
-                f"got {got}"
-            )
-        if not bool(self.target.support.check(value).all()):
-            raise ValueError(f"initial_params[{self.site!r}] is outside of {self.target.support}")
-        params[self.site] = value.to(self.target.weight.dtype)
-
-    def _running_sweep(self) -> GibbsSweep:
-        if self._sweep is None:
-            self._sweep = GibbsSweep(self.target, self.generator)
-        return self._sweep
-
-    @torch.no_grad()
-    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        sweep = self._running_sweep()
-        v = params[self.site]
+    def _transition(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        sweep = self._sweep
         if self._last is not None and self._last[0] is v:
             theta = self._last[1]
         else:
@@ -150,17 +61,4 @@ class BlockGibbs(VectorizedKernel):
         for _ in range(self.num_steps):
             v, theta = sweep.step_from_theta(theta)
         self._last = (v, theta)
-        self._num_calls += 1
-        if self._num_calls > self._warmup_steps:
-            self._energies.append(sweep.free_energy(v, theta))
-        return {self.site: v}
-
-    def logging(self) -> OrderedDict[str, str]:
-        if not self._energies:
-            return OrderedDict()
-        return OrderedDict([("energy", f"{self._energies[-1].mean().item():.4g}")])
-
-    def diagnostics(self) -> dict[str, Any]:
-        """Free energies of the draws after warm-up, shape ``(draws,) + chain_shape + batch_shape``."""
-        energy = torch.stack(self._energies) if self._energies else torch.empty(0)
-        return {"divergences": [], "energy": energy}
+        return v, sweep.free_energy(v, theta)

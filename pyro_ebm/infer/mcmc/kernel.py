@@ -1,14 +1,21 @@
 # Copyright Contributors to the pyro_ebm project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a kernel must offer to run many chains in one tensor."""
+"""What the kernels of the package share: chains in one tensor, a machine as the target."""
 
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
 
-__all__ = ["VectorizedKernel"]
+from pyro_ebm.distributions import RBM
+from pyro_ebm.infer.mcmc.posterior import rbm_posterior
+
+__all__ = ["MachineKernel", "VectorizedKernel", "run_kernel"]
 
 
 class VectorizedKernel(MCMCKernel):
@@ -18,6 +25,9 @@ class VectorizedKernel(MCMCKernel):
     ``sample`` maps to new ones, and a :attr:`chain_shape`, which the driver sets before ``setup``.
     States are drawn in their own space, so there are no transforms; ``model`` is read by Pyro and
     ArviZ and is None.
+
+    A kernel whose state is more than the site's value (the replicas of tempering) keeps the rest in
+    the same dictionary under other names and sets :attr:`save_params` to what drivers should store.
     """
 
     site: str
@@ -29,3 +39,180 @@ class VectorizedKernel(MCMCKernel):
         self.chain_shape = Size()
         #: The start that was set, None for the kernel's own.
         self._initial_params: dict[str, Tensor] | None = None
+
+
+class MachineKernel(VectorizedKernel):
+    """A kernel whose state is the visible layer of a machine, under the name ``"v"``.
+
+    It runs under :class:`pyro.infer.MCMC` (one chain a process),
+    :class:`pyro.infer.mcmc.StreamingMCMC`, and :class:`~pyro_ebm.infer.VectorizedMCMC` (thousands of
+    chains in one tensor). A subclass defines :meth:`_prepare` and :meth:`_transition`; the free energy of
+    every draw is recorded as ``"energy"``, and what :meth:`_record` is given under its own name.
+
+    :param target: an RBM with any batch shape, or a Pyro model in which an RBM is the only site that
+        is not observed and the rest adds a linear function of its states, see
+        :func:`~pyro_ebm.infer.mcmc.posterior.rbm_posterior`; the state then has the site's name.
+        Parameters are read in :meth:`setup`.
+    :param int num_steps: transitions per draw, at least 1.
+    :param torch.Generator generator: the source of random bits; the global one if None. Parallel
+        processes need the global one, which Pyro seeds for every chain.
+    :raises TypeError: if the target is neither.
+    :raises ValueError: if ``num_steps`` is below 1 or the machine is not normalisable; in
+        :meth:`setup`, if the model is not of that kind.
+    """
+
+    site = "v"
+
+    def __init__(
+        self,
+        target: RBM | Callable[..., Any],
+        num_steps: int = 1,
+        *,
+        generator: Generator | None = None,
+    ) -> None:
+        if not isinstance(target, RBM) and not callable(target):
+            raise TypeError(
+                f"target must be an RBM distribution or a Pyro model, got {type(target).__name__}"
+            )
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self.num_steps = num_steps
+        self.generator = generator
+        super().__init__()
+        self._target: RBM | None = None
+        if isinstance(target, RBM):
+            target.check_normalizable()
+            self._check_target(target)
+            self._target = target
+        else:
+            self.model = target
+        self._reset()
+
+    # --- what a subclass defines --------------------------------------------------------------
+
+    def _check_target(self, target: RBM) -> None:
+        """Refuse machines that the kernel cannot sample."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Read the parameters of :attr:`target`; called by :meth:`setup`."""
+
+    @abstractmethod
+    def _transition(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Visible states after ``num_steps`` transitions, and their free energies."""
+
+    @abstractmethod
+    def _start(self) -> Tensor:
+        """The kernel's own start, of shape :attr:`state_shape`."""
+
+    # --- Pyro's interface ---------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        self._prepared = False
+        self._num_calls = 0
+        self._warmup_steps = 0
+        self._records: dict[str, list[Tensor]] = {}
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        self._reset()
+        self._warmup_steps = warmup_steps
+        if self.model is not None:
+            self.site, self._target = rbm_posterior(self.model, *args, **kwargs)
+            self._check_target(self._target)
+            if self._initial_params is not None:
+                self._check_initial_params(self._initial_params)
+        self._ensure_prepared()
+
+    def _ensure_prepared(self) -> None:
+        if not self._prepared:
+            self._prepare()
+            self._prepared = True
+
+    def cleanup(self) -> None:
+        self._reset()
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether the present transition is one of the warm-up, whose draws are thrown away."""
+        return self._num_calls < self._warmup_steps
+
+    @property
+    def target(self) -> RBM:
+        """The machine that is sampled; for a model, its posterior, known after :meth:`setup`."""
+        if self._target is None:
+            raise RuntimeError("the target of a model is known only after setup()")
+        return self._target
+
+    @property
+    def state_shape(self) -> Size:
+        """Shape of the state, ``chain_shape + batch_shape + event_shape``."""
+        return self.chain_shape + self.target.batch_shape + self.target.event_shape
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        """The start: what was set, otherwise draws of the visible layer without its weights."""
+        if self._initial_params is not None:
+            return self._initial_params
+        self._ensure_prepared()
+        return {self.site: self._start()}
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor]) -> None:
+        self._initial_params = {name: value.detach() for name, value in params.items()}
+        # Pyro sets the start before setup(), where the target of a model is not known yet.
+        if self._target is not None:
+            self._check_initial_params(self._initial_params)
+
+    def _check_initial_params(self, params: dict[str, Tensor]) -> None:
+        value = params.get(self.site)
+        if value is None or value.shape != self.state_shape:
+            got = {name: tuple(p.shape) for name, p in params.items()}
+            raise ValueError(
+                f"initial_params must hold {self.site!r} of shape {tuple(self.state_shape)}, "
+                f"got {got}"
+            )
+        if not bool(self.target.support.check(value).all()):
+            raise ValueError(f"initial_params[{self.site!r}] is outside of {self.target.support}")
+        params[self.site] = value.to(self.target.weight.dtype)
+
+    @torch.no_grad()
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        self._ensure_prepared()
+        v, energy = self._transition(params[self.site])
+        self._record("energy", energy)
+        self._num_calls += 1
+        return {self.site: v}
+
+    def _record(self, name: str, value: Tensor) -> None:
+        """Keep a number of the present draw, shape ``chain_shape + batch_shape``, after warm-up."""
+        if not self.in_warmup:
+            self._records.setdefault(name, []).append(value)
+
+    def logging(self) -> OrderedDict[str, str]:
+        return OrderedDict(
+            (name, f"{values[-1].mean().item():.4g}") for name, values in self._records.items()
+        )
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Numbers of the draws after warm-up, among them the free energies as ``"energy"``, each of
+        shape ``(draws,) + chain_shape + batch_shape``."""
+        records = {name: torch.stack(values) for name, values in self._records.items()}
+        return {"divergences": [], "energy": torch.empty(0)} | records
+
+
+def run_kernel(
+    kernel: VectorizedKernel, params: Mapping[str, Tensor], num_steps: int
+) -> dict[str, Tensor]:
+    """The state after some transitions of a kernel, outside of any driver.
+
+    :param VectorizedKernel kernel: the kernel.
+    :param params: its state; the site's value has shape ``(num_chains,) + batch_shape + event_shape``.
+    :param int num_steps: transitions.
+    """
+    kernel.chain_shape = Size(params[kernel.site].shape[:1])
+    kernel.setup(warmup_steps=0)
+    state = dict(params)
+    for _ in range(num_steps):
+        state = kernel.sample(state)
+    kernel.cleanup()
+    return state

@@ -90,14 +90,17 @@ class VectorizedMCMC(AbstractMCMC):
             params = self.kernel.sample(params)
             bar.update()
         bar.set_description("Sample", refresh=False)
+        names = getattr(self.kernel, "save_params", sorted(params))
         self._samples = {
-            name: p.new_empty((self.num_chains, self.num_samples, *p.shape[1:]))
-            for name, p in params.items()
+            name: params[name].new_empty(
+                (self.num_chains, self.num_samples, *params[name].shape[1:])
+            )
+            for name in names
         }
         for i in range(self.num_samples):
             params = self.kernel.sample(params)
-            for name, p in params.items():
-                self._samples[name][:, i] = p
+            for name, samples in self._samples.items():
+                samples[:, i] = params[name]
             bar.update()
 
     def _require_run(self) -> None:

@@ -24,7 +24,7 @@ from pyro_ebm.infer import (
     exact_log_partition,
 )
 from pyro_ebm.infer.log_partition import ais
-from pyro_ebm.infer.log_partition.path import AnnealingPath
+from pyro_ebm.infer.paths import GeometricPath
 from pyro_ebm.ops.linear import affine
 from tests.distributions.families import CONTINUOUS, PAIRS, random_rbm, to_machine
 from tests.infer.reference import Z_LIMIT, binomial_tail, log_partition, z_score, z_scores
@@ -160,7 +160,7 @@ class TestUnbiased:
 
 
 def move_then_ratio(
-    self: AnnealingPath, v: Tensor, betas: Sequence[float], on_step: Any = None
+    self: GeometricPath, v: Tensor, betas: Sequence[float], on_step: Any = None
 ) -> tuple[Tensor, Tensor]:
     total = torch.zeros(v.shape[:-1], dtype=torch.float64)
     for beta, after in itertools.pairwise(betas):
@@ -171,12 +171,12 @@ def move_then_ratio(
     return v, total + (betas[-1] - betas[0]) * self._constant
 
 
-def hidden_bias_unscaled(self: AnnealingPath, a: Tensor, beta: float) -> Tensor:
+def hidden_bias_unscaled(self: GeometricPath, a: Tensor, beta: float) -> Tensor:
     """Moves with the hidden bias in the base, while ratios anneal it too."""
     theta = beta * (a - self._hidden_bias) + self._hidden_bias
-    h = self._hidden.natural_sample(theta, self._generator)
+    h = self._hidden.natural_sample(theta, self.generator)
     bias = torch.lerp(self._base_bias, self._visible_bias, beta)
-    return self._visible.natural_sample(bias + beta * (h @ self._weight_t), self._generator)
+    return self._visible.natural_sample(bias + beta * (h @ self._weight_t), self.generator)
 
 
 def without_last(ladder: Any) -> Any:
@@ -200,14 +200,14 @@ class TestMistakesAreCaught:
 
     @METHOD
     def test_move_before_ratio(self, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(AnnealingPath, "anneal", move_then_ratio)
+        monkeypatch.setattr(GeometricPath, "anneal", move_then_ratio)
         assert self.z(method) > 10.0
 
     @METHOD
     def test_hidden_bias_kept_in_the_moves(
         self, method: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(AnnealingPath, "move", hidden_bias_unscaled)
+        monkeypatch.setattr(GeometricPath, "move", hidden_bias_unscaled)
         assert abs(self.z(method)) > 10.0
 
     @METHOD
@@ -221,13 +221,13 @@ class TestMistakesAreCaught:
         self, method: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The sweep leaves the wrong one of two neighbouring distributions invariant."""
-        original = AnnealingPath.move
+        original = GeometricPath.move
 
-        def behind(self: AnnealingPath, a: Tensor, beta: float) -> Tensor:
+        def behind(self: GeometricPath, a: Tensor, beta: float) -> Tensor:
             step = 0.25 if method == "ais" else -0.25
             return original(self, a, beta - step)
 
-        monkeypatch.setattr(AnnealingPath, "move", behind)
+        monkeypatch.setattr(GeometricPath, "move", behind)
         assert abs(self.z(method)) > 10.0
 
     def test_reverse_chains_out_of_equilibrium(self) -> None:

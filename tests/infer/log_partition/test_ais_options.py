@@ -17,8 +17,7 @@ from pyro_ebm.infer import (
     estimate_log_partition,
     exact_log_partition,
 )
-from pyro_ebm.infer.log_partition.path import AnnealingPath
-from pyro_ebm.infer.log_partition.schedule import SCHEDULES, inverse_temperatures
+from pyro_ebm.infer.paths import SCHEDULES, GeometricPath, inverse_temperatures
 from tests.distributions.families import random_rbm
 
 METHODS = ["ais", "reverse-ais"]
@@ -81,9 +80,9 @@ class TestSeeds:
 
 class TestLadders:
     @staticmethod
-    def path() -> AnnealingPath:
+    def path() -> GeometricPath:
         rbm = small()
-        return AnnealingPath(rbm, rbm.visible)
+        return GeometricPath(rbm, rbm.visible)
 
     @pytest.mark.parametrize("number", [1, 2, 7, 100, 2900])
     @pytest.mark.parametrize("schedule", SCHEDULES)

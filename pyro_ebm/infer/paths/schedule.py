@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from pyro_ebm.infer.log_partition.path import AnnealingPath
+from pyro_ebm.infer.paths.base import Path
 
 __all__ = ["SCHEDULES", "inverse_temperatures"]
 
@@ -19,13 +19,13 @@ _SM_SHARES = (500.0, 4000.0, 10000.0)
 
 
 def inverse_temperatures(
-    schedule: str | Tensor, num_temperatures: int, path: AnnealingPath, num_chains: int
+    schedule: str | Tensor, num_temperatures: int, path: Path, num_chains: int
 ) -> list[float]:
     """The ladder ``0 = beta_0 < ... < beta_K = 1`` with ``K = num_temperatures``.
 
     :param schedule: a name of :data:`SCHEDULES`, or the ladder itself.
     :param int num_temperatures: K; ignored where the ladder itself is given.
-    :param AnnealingPath path: the path, for the adaptive schedule's pilot run.
+    :param Path path: the path, for the adaptive schedule's pilot run.
     :param int num_chains: chains of the pilot run.
     :raises ValueError: for an unknown name or a ladder that does not increase from 0 to 1.
     """
@@ -67,7 +67,7 @@ def _interpolate(position: Tensor, betas: Tensor, num_temperatures: int) -> Tens
     return torch.lerp(betas[right - 1], betas[right], share)
 
 
-def _adaptive(path: AnnealingPath, num_temperatures: int, num_chains: int) -> Tensor:
+def _adaptive(path: Path, num_temperatures: int, num_chains: int) -> Tensor:
     r"""Equal loss of effective sample size per step.
 
     A short step :math:`\delta` costs :math:`\delta^2 \mathrm{Var}(\partial_\beta \log p^*_\beta)` of the
