@@ -137,7 +137,7 @@ def test_fixed_and_normalised_machines_need_no_chains():
 def test_learning_recovers_the_distribution():
     """SVI with PCD on five units comes close to the truth; KL of the start is above 0.2."""
     torch.manual_seed(0)
-    weight = 4.0 * torch.randn(5, 3)
+    weight = 2.0 * torch.randn(5, 3)
     truth = BernoulliRBM(weight, -weight.sum(1) / 2, -weight.sum(0) / 2)
     truth = truth.normalize(exact_log_partition(truth))
     states = truth.visible.states(0, 32)
@@ -145,7 +145,8 @@ def test_learning_recovers_the_distribution():
     data = truth.sample((2000,))
     module = nn.RBM(5, 3, seed=1).init_from_data(data)
     loss = ContrastiveDivergence(num_steps=5, persistent=True, num_chains=1000)
-    svi = SVI(make_model(module), empty_guide, pyro.optim.Adam({"lr": 0.02}), loss=loss)
+    optimizer = pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.997})
+    svi = SVI(make_model(module), empty_guide, optimizer, loss=loss)
 
     def divergence() -> float:
         with torch.no_grad():
@@ -154,8 +155,9 @@ def test_learning_recovers_the_distribution():
         return (p * (p.log() - log_q)).sum().item()
 
     start = divergence()
-    for _ in range(1000):
+    for _ in range(600):
         svi.step(data)
+    # 0.005 to 0.010 with seeds 0 to 7 of data, start and chains.
     # 2,000 rows and 23 parameters: the maximum-likelihood fit itself is at about 23 / 4000 = 0.006.
     assert start > 0.2
     assert divergence() < 0.04
