@@ -4,6 +4,7 @@
 """Boltzmann machines as Pyro distributions."""
 
 from pyro_ebm.distributions import units
+from pyro_ebm.distributions.collapsed_sweep import CollapsedSweep
 from pyro_ebm.distributions.energy_based import EnergyBased, UnnormalizedGradientError
 from pyro_ebm.distributions.gibbs_sweep import GibbsSweep
 from pyro_ebm.distributions.rbm import RBM, CanonicalForm
@@ -13,6 +14,7 @@ __all__ = [
     "RBM",
     "BernoulliRBM",
     "CanonicalForm",
+    "CollapsedSweep",
     "EnergyBased",
     "GaussianBernoulliRBM",
     "GibbsSweep",

@@ -3,6 +3,7 @@
 
 """The restricted Boltzmann machine as a Pyro distribution."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,22 +216,28 @@ class RBM(EnergyBased):
 
     def to(self, *args: Any, **kwargs: Any) -> "RBM":
         """The same machine with every tensor moved or cast, see :meth:`torch.Tensor.to`."""
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(*args, **kwargs)
+    def detach(self) -> "RBM":
+        """The same machine without gradients of its parameters or of an attached log Z."""
+        return self._map(torch.Tensor.detach)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "RBM":
+        def optional(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else function(tensor)
 
         new = RBM(
-            self.visible.map(move),
-            self.hidden.map(move),
-            self.weight.to(*args, **kwargs),
-            visible_offset=move(self._visible_offset),
-            hidden_offset=move(self._hidden_offset),
+            self.visible.map(function),
+            self.hidden.map(function),
+            function(self.weight),
+            visible_offset=optional(self._visible_offset),
+            hidden_offset=optional(self._hidden_offset),
             num_gibbs_steps=self.num_gibbs_steps,
             validate_args=False,
         )
-        new._constant = move(self._constant)
+        new._constant = optional(self._constant)
         new._batch_shape = self.batch_shape
-        new._log_partition = move(self._log_partition)
+        new._log_partition = optional(self._log_partition)
         new._validate_args = self._validate_args
         return new
 

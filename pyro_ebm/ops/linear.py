@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-__all__ = ["affine", "apply_weight", "chain_axes"]
+__all__ = ["RowLayout", "affine", "apply_weight", "chain_axes"]
 
 
 def chain_axes(full: Sequence[int], batch: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -25,6 +25,42 @@ def chain_axes(full: Sequence[int], batch: Sequence[int]) -> tuple[list[int], li
     return parameter, chain
 
 
+class RowLayout:
+    """Rows ordered by the batch element of the parameters that they belong to.
+
+    :param full: shape of the rows, which ``batch`` broadcasts to.
+    :param batch: the batch shape of the parameters.
+    """
+
+    def __init__(self, full: Sequence[int], batch: Sequence[int]) -> None:
+        parameter, chain = chain_axes(full, batch)
+        order = parameter + chain
+        self._full = Size(full)
+        self._order = order
+        self._inverse = sorted(range(len(order)), key=order.__getitem__)
+        #: Number of batch elements along which the parameters vary.
+        self.num_batch = math.prod(full[i] for i in parameter)
+        #: Number of rows that share parameters.
+        self.num_chain = math.prod(full[i] for i in chain)
+
+    def pack(self, x: Tensor, event_dim: int = 1) -> Tensor:
+        """Rows as ``(num_batch, num_chain) + event``.
+
+        :param Tensor x: shape ``(..., *event)``, which broadcasts with the full shape.
+        :param int event_dim: number of trailing axes that belong to a row.
+        """
+        event = x.shape[x.dim() - event_dim :]
+        dims = len(self._full)
+        axes = (*self._order, *range(dims, dims + event_dim))
+        rows = x.expand(*self._full, *event).permute(axes)
+        return rows.reshape(self.num_batch, self.num_chain, *event)
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        """The inverse of :meth:`pack` for events of one axis."""
+        ordered = rows.reshape(*(self._full[i] for i in self._order), rows.shape[-1])
+        return ordered.permute(*self._inverse, len(self._full))
+
+
 def apply_weight(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply every row of ``x`` with the weight of its batch element.
 
@@ -38,16 +74,9 @@ def apply_weight(x: Tensor, weight: Tensor) -> Tensor:
     if weight.dim() == 2:
         return x @ weight
     batch = weight.shape[:-2]
-    full = torch.broadcast_shapes(x.shape[:-1], batch)
-    parameter, chain = chain_axes(full, batch)
-    order = parameter + chain
-    num_batch = math.prod(full[i] for i in parameter)
-    num_chain = math.prod(full[i] for i in chain)
-    n, m = weight.shape[-2:]
-    rows = x.expand(*full, n).permute(*order, len(full)).reshape(num_batch, num_chain, n)
-    out = torch.bmm(rows, weight.reshape(num_batch, n, m))
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    return out.reshape(*(full[i] for i in order), m).permute(*inverse, len(full))
+    layout = RowLayout(torch.broadcast_shapes(x.shape[:-1], batch), batch)
+    weights = weight.reshape(layout.num_batch, *weight.shape[-2:])
+    return layout.unpack(torch.bmm(layout.pack(x), weights))
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ __all__ = [
     "log_mean_exp",
     "log_mean_exp_error",
     "softplus_step",
+    "softplus_step_sum",
     "softplus_sum",
     "truncated_normal_mean",
 ]
@@ -51,20 +52,14 @@ def _log1p_exp_sum(x: Tensor) -> Tensor:
     return x.exp_().add_(1.0).prod(-1).log_()
 
 
-def softplus_step(a: Tensor, beta: float | Tensor, beta_next: float | Tensor) -> Tensor:
+def softplus_step(a: Tensor, beta: float, beta_next: float) -> Tensor:
     r"""``softplus(beta_next * a) - softplus(beta * a)`` without the cancellation.
 
     .. math:: \delta \max(a, 0) + \log\bigl(1 + \sigma(-\beta |a|) (e^{-\delta |a|} - 1)\bigr),
               \qquad \delta = \beta' - \beta
 
     In float32 the naive difference of two sums over 500 units loses 1e-4 at every temperature.
-
-    :param Tensor a: any shape.
-    :param beta: a number, or a tensor that broadcasts with ``a``.
-    :param beta_next: the same.
     """
-    if isinstance(beta, Tensor) or isinstance(beta_next, Tensor):
-        return _softplus_steps(a, torch.as_tensor(beta), torch.as_tensor(beta_next))
     if beta_next < beta:  # the exponential would grow, and overflow for strong fields
         return softplus_step(a, beta_next, beta).neg_()
     delta = beta_next - beta
@@ -74,14 +69,36 @@ def softplus_step(a: Tensor, beta: float | Tensor, beta_next: float | Tensor) ->
     return torch.add(change, a.clamp(min=0.0), alpha=delta)
 
 
-def _softplus_steps(a: Tensor, beta: Tensor, beta_next: Tensor) -> Tensor:
-    """:func:`softplus_step` with inverse temperatures that differ between rows."""
-    low, delta = torch.minimum(beta, beta_next), beta_next - beta
+#: Products of this many factors in [1/2, 2] stay inside the range of float32.
+_RATIO_FACTORS = 100
+
+
+def softplus_step_sum(a: Tensor, beta: float | Tensor, beta_next: float | Tensor) -> Tensor:
+    r"""``(softplus(beta_next * a) - softplus(beta * a)).sum(-1)``, see :func:`softplus_step`.
+
+    Inverse temperatures that are tensors differ between rows, as between the levels of a ladder. Then
+
+    .. math:: \sum_j \delta \max(a_j, 0) + \log \prod_j \frac{1 + e^{-\beta' |a_j|}}{1 + e^{-\beta |a_j|}}
+
+    takes less than half of the time, right to 1e-5 in float32: enough to accept or reject with.
+
+    :param Tensor a: any shape.
+    :param beta: a number >= 0, or a tensor that broadcasts to the shape of ``a`` and has a last axis
+        of size 1.
+    :param beta_next: the same.
+    """
+    if not isinstance(beta, Tensor) and not isinstance(beta_next, Tensor):
+        return softplus_step(a, beta, beta_next).sum(-1)
+    beta, beta_next = (
+        torch.as_tensor(b, dtype=a.dtype, device=a.device) for b in (beta, beta_next)
+    )
     magnitude = a.abs()
-    change = torch.expm1(magnitude * -delta.abs())
-    change.mul_(torch.sigmoid(magnitude.mul_(-low))).log1p_()
-    change = torch.addcmul(change, a.clamp(min=0.0), delta.abs())
-    return change.mul_(delta.sign())
+    ratio = torch.mul(magnitude, -beta_next).exp_().add_(1.0)
+    ratio.div_(magnitude.mul_(-beta).exp_().add_(1.0))
+    products = [part.prod(-1) for part in ratio.split(_RATIO_FACTORS, -1)]
+    change = torch.stack(products, -1).log_().sum(-1)
+    delta = beta_next - beta
+    return torch.addcmul(change, delta[..., 0] if delta.dim() else delta, a.clamp(min=0.0).sum(-1))
 
 
 def log_erfcx(x: Tensor) -> Tensor:

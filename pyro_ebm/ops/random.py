@@ -9,6 +9,7 @@ here cost 2.5 ns (figures in ``docs/source/performance.rst``).
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -16,9 +17,11 @@ from torch import Generator, Tensor
 __all__ = [
     "bernoulli",
     "bernoulli_from_logits",
+    "bernoulli_from_uniform_",
     "categorical_from_logits",
     "multinomial_from_logits",
     "truncated_normal",
+    "uniform",
 ]
 
 
@@ -36,12 +39,22 @@ def bernoulli(probs: Tensor, generator: Generator | None = None) -> Tensor:
     :param torch.Generator generator: the source of random bits; the global one if None.
     :returns: zeros and ones of the shape and dtype of ``probs``.
     """
-    noise = torch.empty_like(probs, memory_format=torch.contiguous_format)
-    if probs.device.type == "cpu" and probs.dtype == torch.float32:
-        _fill_16_bit_uniform(noise, generator)
-    else:
-        noise.uniform_(generator=generator)
+    noise = uniform(probs.shape, probs, generator)
     return torch.lt(noise, probs, out=noise)
+
+
+def uniform(shape: Sequence[int], like: Tensor, generator: Generator | None = None) -> Tensor:
+    """Uniform numbers in [0, 1) for :func:`bernoulli`, which says how they depend on each other.
+
+    :param shape: their shape; the last axis is that of the units.
+    :param Tensor like: gives dtype and device.
+    :param torch.Generator generator: the source of random bits; the global one if None.
+    """
+    noise = torch.empty(shape, dtype=like.dtype, device=like.device)
+    if like.device.type == "cpu" and like.dtype == torch.float32:
+        _fill_16_bit_uniform(noise, generator)
+        return noise
+    return noise.uniform_(generator=generator)
 
 
 def bernoulli_from_logits(
@@ -53,11 +66,25 @@ def bernoulli_from_logits(
     :param torch.Generator generator: the source of random bits; the global one if None.
     :param values: the two values.
     """
-    out = bernoulli(torch.sigmoid(logits), generator)
+    return _two_values(bernoulli(torch.sigmoid(logits), generator), values)
+
+
+def bernoulli_from_uniform_(
+    logits: Tensor, noise: Tensor, *, values: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """:func:`bernoulli_from_logits` with random numbers drawn ahead, overwriting both arguments.
+
+    :param Tensor logits: log-odds.
+    :param Tensor noise: numbers from :func:`uniform` of the same shape, used only once; they become
+        the result.
+    :param values: the two values.
+    """
+    return _two_values(torch.lt(noise, logits.sigmoid_(), out=noise), values)
+
+
+def _two_values(bits: Tensor, values: tuple[float, float]) -> Tensor:
     low, high = values
-    if (low, high) != (0.0, 1.0):
-        out.mul_(high - low).add_(low)
-    return out
+    return bits if (low, high) == (0.0, 1.0) else bits.mul_(high - low).add_(low)
 
 
 def _fill_16_bit_uniform(out: Tensor, generator: Generator | None) -> None:

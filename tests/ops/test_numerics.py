@@ -16,6 +16,7 @@ from pyro_ebm.ops.numerics import (
     log_mean_exp,
     log_mean_exp_error,
     softplus_step,
+    softplus_step_sum,
     softplus_sum,
     truncated_normal_mean,
 )
@@ -177,3 +178,30 @@ def test_softplus_step_of_strong_fields(beta, beta_next):
     )
     got = softplus_step(a, beta, beta_next).double()
     assert torch.allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("units", [1, 99, 100, 101, 350])
+@DTYPES
+def test_softplus_step_sum(units, dtype):
+    """Inverse temperatures that differ between rows, in both directions, also for strong fields."""
+    a = torch.randn(7, 4, units, dtype=torch.float64) * torch.logspace(-2, 3, 7).view(-1, 1, 1)
+    beta = torch.tensor([0.0, 0.3, 1.0, 0.5], dtype=torch.float64).view(-1, 1)
+    beta_next = torch.tensor([0.4, 0.3, 0.0, 0.5001], dtype=torch.float64).view(-1, 1)
+    a, beta, beta_next = (x.to(dtype) for x in (a, beta, beta_next))
+    kept = a.clone()
+    exact = [x.double() for x in (a, beta, beta_next)]
+    zero = torch.zeros((), dtype=torch.float64)
+    ends = (torch.logaddexp(zero, b * exact[0]) for b in exact[1:])
+    expected = (-next(ends) + next(ends)).sum(-1)
+    got = softplus_step_sum(a, beta, beta_next)
+    assert got.dtype == dtype and torch.equal(a, kept)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=10 * tolerance)
+    assert (got[:, 1] == 0).all()
+
+
+def test_softplus_step_sum_of_numbers():
+    a = torch.randn(3, 5, dtype=torch.float64)
+    expected = softplus_step(a, 0.2, 0.7).sum(-1)
+    torch.testing.assert_close(softplus_step_sum(a, 0.2, 0.7), expected)
+    torch.testing.assert_close(softplus_step_sum(a, 0.2, torch.tensor([0.7])), expected)

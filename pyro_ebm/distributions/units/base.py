@@ -269,6 +269,24 @@ class Unit(ABC):
             for (n, leaf), g in zip(leaves.items(), grads, strict=True)
         }
 
+    # --- draws in a loop ----------------------------------------------------------------------
+
+    def natural_noise(self, shape: Size, generator: Generator | None = None) -> Tensor | None:
+        """Random numbers for draws of the given shape, of which :meth:`natural_sample_from` makes
+        states; None (the default) where the family draws only by :meth:`natural_sample`.
+
+        A loop that draws small layers thousands of times fetches the numbers of many steps at once.
+        """
+        return None
+
+    def natural_sample_from(self, theta: Tensor, noise: Tensor) -> Tensor:
+        """A state with the law of :meth:`natural_sample`, made of numbers drawn ahead.
+
+        :param Tensor theta: the natural parameter; may be overwritten.
+        :param Tensor noise: numbers from :meth:`natural_noise`; may be overwritten.
+        """
+        raise NotImplementedError(f"{type(self).__name__} units draw no numbers ahead")
+
     # --- enumeration --------------------------------------------------------------------------
 
     @property

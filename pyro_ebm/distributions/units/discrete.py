@@ -11,18 +11,20 @@ from typing import Any, Self
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Generator, Tensor
+from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 from torch.nn.functional import one_hot
 
 from pyro_ebm.distributions.conditionals import FlatOneHotCategorical, Spin
 from pyro_ebm.distributions.constraints import counts, flat_one_hot, spin
 from pyro_ebm.distributions.units.base import Unit
-from pyro_ebm.ops.numerics import log_2cosh_sum, softplus_step, softplus_sum
+from pyro_ebm.ops.numerics import log_2cosh_sum, softplus_step_sum, softplus_sum
 from pyro_ebm.ops.random import (
     bernoulli_from_logits,
+    bernoulli_from_uniform_,
     categorical_from_logits,
     multinomial_from_logits,
+    uniform,
 )
 
 __all__ = ["Bernoulli", "Categorical", "Ising", "Multinomial"]
@@ -89,13 +91,19 @@ class Bernoulli(_Linear):
     def natural_log_partition_step(
         self, a: Tensor, beta: float | Tensor, beta_next: float | Tensor
     ) -> Tensor:
-        return softplus_step(a, beta, beta_next).sum(-1)
+        return softplus_step_sum(a, beta, beta_next)
 
     def natural_mean(self, theta: Tensor) -> Tensor:
         return torch.sigmoid(theta)
 
     def natural_sample(self, theta: Tensor, generator: Generator | None = None) -> Tensor:
         return bernoulli_from_logits(theta, generator)
+
+    def natural_noise(self, shape: Size, generator: Generator | None = None) -> Tensor:
+        return uniform(shape, self.bias, generator)
+
+    def natural_sample_from(self, theta: Tensor, noise: Tensor) -> Tensor:
+        return bernoulli_from_uniform_(theta, noise)
 
     def natural_conditional(self, theta: Tensor) -> TorchDistribution:
         return dist.Bernoulli(logits=theta).to_event(1)
@@ -134,13 +142,21 @@ class Ising(_Linear):
         self, a: Tensor, beta: float | Tensor, beta_next: float | Tensor
     ) -> Tensor:
         # log 2cosh x = softplus(2x) - x
-        return (softplus_step(2.0 * a, beta, beta_next) - (beta_next - beta) * a).sum(-1)
+        steps = softplus_step_sum(2.0 * a, beta, beta_next)
+        change = beta_next - beta
+        return steps - (change[..., 0] if isinstance(change, Tensor) else change) * a.sum(-1)
 
     def natural_mean(self, theta: Tensor) -> Tensor:
         return torch.tanh(theta)
 
     def natural_sample(self, theta: Tensor, generator: Generator | None = None) -> Tensor:
         return bernoulli_from_logits(2.0 * theta, generator, values=(-1.0, 1.0))
+
+    def natural_noise(self, shape: Size, generator: Generator | None = None) -> Tensor:
+        return uniform(shape, self.bias, generator)
+
+    def natural_sample_from(self, theta: Tensor, noise: Tensor) -> Tensor:
+        return bernoulli_from_uniform_(theta.mul_(2.0), noise, values=(-1.0, 1.0))
 
     def natural_conditional(self, theta: Tensor) -> TorchDistribution:
         return Spin(theta).to_event(1)
