@@ -11,6 +11,7 @@ several of its machines at once.
 from pyro_ebm.infer.paths.base import Ladder, Path, Transition
 from pyro_ebm.infer.paths.geometric import GeometricPath, base_unit
 from pyro_ebm.infer.paths.machines import MachinePath
+from pyro_ebm.infer.paths.moments import moment_averaged_path
 from pyro_ebm.infer.paths.schedule import SCHEDULES, inverse_temperatures
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "Transition",
     "base_unit",
     "inverse_temperatures",
+    "moment_averaged_path",
 ]

@@ -3,6 +3,7 @@
 
 """What a path of machines, and a ladder of levels along it, must offer."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -31,6 +32,12 @@ class Path(ABC):
     def __init__(self, target: RBM, generator: Generator | None = None) -> None:
         self.target = target
         self.generator = generator
+
+    def with_generator(self, generator: Generator | None) -> "Path":
+        """The same path, drawing from another source of random bits."""
+        path = copy.copy(self)
+        path.generator = generator
+        return path
 
     @property
     def batch_shape(self) -> Size:
@@ -95,6 +102,9 @@ class Path(ABC):
         on_step: Callable[[int, Tensor], None] | None = None,
         *,
         transition: Transition | None = None,
+        first: int = 0,
+        log_weights: Tensor | None = None,
+        on_state: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Carry states along the path, in either direction.
 
@@ -105,12 +115,18 @@ class Path(ABC):
         :param betas: inverse temperatures, increasing or decreasing.
         :param on_step: called with the step's index and its increments of the log-weights.
         :param transition: moves the states in the place of the path's own block Gibbs sweep.
+        :param int first: step to begin with, where an interrupted run goes on.
+        :param Tensor log_weights: what the steps before it added up to. Not changed.
+        :param on_state: called after every step with the number of steps done, the states and the
+            sums of the increments, which go on changing: copy or save what is to be kept.
         :returns: the states at ``betas[-1]`` and the logarithms of the importance weights (float64),
             whose exponentials have the mean Z(betas[-1]) / Z(betas[0]).
         """
         total = torch.zeros(v.shape[:-1], dtype=torch.float64, device=v.device)
-        fields = self.fields(v, betas[0])
-        for i in range(len(betas) - 1):
+        if log_weights is not None:
+            total += log_weights
+        fields = self.fields(v, betas[first])
+        for i in range(first, len(betas) - 1):
             beta_next = betas[i + 1]
             increment, fields = self.log_ratio(v, fields, betas[i], beta_next)
             total += increment
@@ -121,6 +137,8 @@ class Path(ABC):
             else:
                 v = transition(self.machine(beta_next), v)
             fields = self.fields(v, beta_next)
+            if on_state is not None:
+                on_state(i + 1, v, total)
         return v, total + self.constant(betas[-1]) - self.constant(betas[0])
 
 
@@ -172,6 +190,15 @@ class Ladder(ABC):
         the density, the one after the chains that of the state."""
 
     @abstractmethod
+    def level_log_ratio(self, v: Tensor, fields: Tensor, level: Tensor) -> Tensor:
+        r"""Log-density of every state at another level less that at its own,
+        :math:`\log p_k(v_l) - \log p_l(v_l)` with :math:`k = \mathrm{level}(l)`, constants included.
+
+        :param Tensor level: a permutation of the levels, shape ``(num_levels,)``.
+        :returns: float64, shape of :meth:`log_density`.
+        """
+
+    @abstractmethod
     def swap_log_ratio(
         self, v: Tensor, fields: Tensor, partner: Tensor
     ) -> tuple[Tensor, Tensor | None]:
@@ -185,23 +212,3 @@ class Ladder(ABC):
         :returns: the log-ratios, and the fields that exchanged states would have (at each level, of
             its partner's state), None if fields do not depend on the level.
         """
-
-    def exchange(
-        self,
-        v: Tensor,
-        fields: Tensor,
-        exchanged_fields: Tensor | None,
-        accept: Tensor,
-        partner: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """States and fields after the accepted exchanges (``accept`` of both members of a pair)."""
-        new_v = self.take(v, accept, partner)
-        if exchanged_fields is None:
-            return new_v, self.take(fields, accept, partner)
-        return new_v, torch.where(accept.unsqueeze(-1), exchanged_fields, fields)
-
-    def take(self, x: Tensor, accept: Tensor, partner: Tensor) -> Tensor:
-        """Rows of ``x`` (shape ``accept.shape + (n,)``) from the partner's level where accepted."""
-        rows = torch.arange(accept.numel(), device=x.device).view(accept.shape)
-        source = torch.where(accept, rows.index_select(self.level_axis, partner), rows)
-        return x.reshape(-1, x.shape[-1]).index_select(0, source.view(-1)).view(x.shape)

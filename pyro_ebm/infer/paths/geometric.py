@@ -135,7 +135,8 @@ class GeometricLadder(Ladder):
     def sweep(self, fields: Tensor) -> tuple[Tensor, Tensor]:
         path = self._path
         h = path._hidden.natural_sample(self._beta * fields, self.generator)
-        theta = torch.addcmul(self._bias, self._beta, apply_weight(h, path._weight_t))
+        theta = apply_weight(h, path._weight_t)
+        torch.addcmul(self._bias, self._beta, theta, out=theta)
         v = path._visible.natural_sample(theta, self.generator)
         return v, path.fields(v)
 
@@ -172,15 +173,24 @@ class GeometricLadder(Ladder):
         hidden = (fields * path._hidden.natural_mean(self._beta * fields)).sum(-1)
         return (v * path._bias_change).sum(-1).double() + hidden + path._constant
 
+    def _to_level(self, v: Tensor, fields: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Change of the log-density without its constant, and of beta, from the own level to another."""
+        path, beta = self._path, self._beta
+        beta_level = beta.index_select(0, level)
+        hidden = path._hidden.natural_log_partition_step(fields, beta, beta_level)
+        step = (beta_level - beta).squeeze(-1)
+        return hidden + step * (v * path._bias_change).sum(-1), step
+
+    @torch.no_grad()
+    def level_log_ratio(self, v: Tensor, fields: Tensor, level: Tensor) -> Tensor:
+        change, step = self._to_level(v, fields, level)
+        return change.double() + step * self._path._constant
+
     @torch.no_grad()
     def swap_log_ratio(
         self, v: Tensor, fields: Tensor, partner: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        path, beta = self._path, self._beta
-        beta_partner = beta.index_select(0, partner)
-        to_partner = path._hidden.natural_log_partition_step(fields, beta, beta_partner)
-        change = (beta_partner - beta).squeeze(-1) * (v * path._bias_change).sum(-1)
-        to_partner = to_partner + change
+        to_partner, _ = self._to_level(v, fields, partner)
         return to_partner + to_partner.index_select(self.level_axis, partner), None
 
 

@@ -3,7 +3,9 @@
 
 """Paths through a sequence of machines: checkpoints of a training run, or knots that were fitted."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Generator, Size, Tensor
@@ -11,17 +13,19 @@ from torch import Generator, Size, Tensor
 from pyro_ebm.distributions import RBM, GibbsSweep
 from pyro_ebm.distributions.units import Unit
 from pyro_ebm.infer.paths.base import Ladder, Path
+from pyro_ebm.infer.paths.canonical import canonical, check_alike, exact_constant
+from pyro_ebm.infer.paths.segments import Level, Segment
 
 __all__ = ["MachineLadder", "MachinePath"]
 
 
 class MachinePath(Path):
-    r"""A path that goes straight, in the parameters, from one machine to the next.
+    r"""A path that goes straight, in the natural parameters, from one machine to the next.
 
-    Knot k of K stands at :math:`\beta_k = k / K`. Between two knots the layers are
-    ``next.interpolate(previous, s)`` and the weight is :math:`(1 - s) W_k + s W_{k+1}`, offsets
-    absorbed. It is the path of trajectory annealing (knots are checkpoints of one training run) and,
-    piecewise, of moment averaging.
+    Knot k of K stands at :math:`\beta_k`, by default k / K. Between two knots every natural parameter
+    (biases, precisions and the weight, offsets absorbed) is :math:`(1 - s)\, \eta_k + s\, \eta_{k+1}`, and so
+    is the constant. It is the path of trajectory annealing (knots are checkpoints of one training run)
+    and, piecewise, of moment averaging (:func:`moment_averaged_path`).
 
     Annealing needs a start of known log Z: the first knot must have zero weights
     (:meth:`from_checkpoints` puts one there). Tempering does without.
@@ -36,14 +40,24 @@ class MachinePath(Path):
 
     :param machines: at least two machines of the same families, sizes, dtype and batch shape.
     :param torch.Generator generator: the source of random bits; the global one if None.
-    :raises ValueError: if the machines do not fit together.
+    :param positions: :math:`\beta` of every knot, strictly increasing from 0 to 1; evenly spaced if None.
+    :raises ValueError: if the machines do not fit together, or the positions do not fit them.
     """
 
-    def __init__(self, machines: Sequence[RBM], generator: Generator | None = None) -> None:
-        _check_alike(machines)
-        self._knots = [_canonical(machine) for machine in machines]
+    def __init__(
+        self,
+        machines: Sequence[RBM],
+        generator: Generator | None = None,
+        *,
+        positions: Sequence[float] | None = None,
+    ) -> None:
+        check_alike(machines)
+        self._knots = [canonical(machine) for machine in machines]
+        self._constants = [exact_constant(machine) for machine in machines]
+        self._positions = _check_positions(positions, len(machines))
         super().__init__(self._knots[-1], generator)
-        self._at: tuple[float, GibbsSweep] | None = None
+        self._segment: tuple[int, Segment] | None = None
+        self._level: tuple[float, Level] | None = None
 
     @classmethod
     def from_checkpoints(
@@ -51,6 +65,8 @@ class MachinePath(Path):
         checkpoints: Sequence[RBM],
         base: Unit | None = None,
         generator: Generator | None = None,
+        *,
+        positions: Sequence[float] | None = None,
     ) -> "MachinePath":
         """A path that starts at a machine without weights and passes through all checkpoints.
 
@@ -58,18 +74,24 @@ class MachinePath(Path):
         :param Unit base: the visible layer of the start; that of the first checkpoint (with its
             offsets absorbed) if None.
         :param torch.Generator generator: the source of random bits; the global one if None.
+        :param positions: as for the class, the first being that of the start.
         """
         if not checkpoints:
             raise ValueError("checkpoints must hold at least one machine")
-        first = _canonical(checkpoints[0])
+        first = canonical(checkpoints[0])
         visible = first.visible if base is None else base
         start = RBM(visible, first.hidden.neutral(), torch.zeros_like(first.weight))
-        return cls([start, *checkpoints], generator)
+        return cls([start, *checkpoints], generator, positions=positions)
 
     @property
     def knots(self) -> list[RBM]:
         """The machines, offsets absorbed."""
         return list(self._knots)
+
+    @property
+    def positions(self) -> list[float]:
+        """Where on the path the knots stand, from 0 to 1."""
+        return list(self._positions)
 
     @property
     def batch_shape(self) -> Size:
@@ -80,8 +102,7 @@ class MachinePath(Path):
         start = self._start()
         visible = start.visible.natural_log_partition(start.visible.natural_bias.double())
         hidden = start.hidden.natural_log_partition(start.hidden.natural_bias.double())
-        constant = visible + hidden + start.canonical().constant.double()
-        return constant.expand(self.batch_shape)
+        return (visible + hidden + self._constants[0]).expand(self.batch_shape)
 
     @torch.no_grad()
     def sample_base(self, num_chains: int) -> Tensor:
@@ -99,55 +120,76 @@ class MachinePath(Path):
             )
         return start
 
+    def _index(self, beta: float) -> int:
+        """The segment in which ``beta`` lies, the upper one of two."""
+        return min(bisect_right(self._positions, beta), len(self._knots) - 1) - 1
+
+    def _share(self, index: int, beta: float) -> float:
+        low, high = self._positions[index], self._positions[index + 1]
+        return (beta - low) / (high - low)
+
     @torch.no_grad()
     def machine(self, beta: float) -> RBM:
-        position = beta * (len(self._knots) - 1)
-        index = min(int(position), len(self._knots) - 2)
-        share = position - index
+        index = self._index(beta)
+        share = self._share(index, beta)
         low, high = self._knots[index], self._knots[index + 1]
         if share in (0.0, 1.0):
             return high if share else low
-        machine = RBM(
-            high.visible.interpolate(low.visible, share),
-            high.hidden.interpolate(low.hidden, share),
-            torch.lerp(low.weight, high.weight, share),
-            num_gibbs_steps=self.target.num_gibbs_steps,
-            validate_args=False,
-        )
-        machine._constant = torch.lerp(_constant(low), _constant(high), share)
+        visible = high.visible.interpolate(low.visible, share)
+        hidden = high.hidden.interpolate(low.hidden, share)
+        weight = torch.lerp(low.weight, high.weight, share)
+        machine = RBM(visible, hidden, weight, validate_args=False)
+        machine.num_gibbs_steps = self.target.num_gibbs_steps
+        constant = -self.constant(beta).to(weight.dtype)
+        machine._constant = constant - visible.energy_constant - hidden.energy_constant
         return machine
 
     def ladder(self, betas: Sequence[float]) -> "MachineLadder":
         return MachineLadder([self.machine(beta) for beta in betas], self.generator)
 
-    def _sweep(self, beta: float) -> GibbsSweep:
+    def _at_segment(self, index: int) -> Segment:
+        """A segment of the path; the latest one is kept."""
+        if self._segment is None or self._segment[0] != index:
+            self._segment = index, Segment(self._knots[index], self._knots[index + 1])
+        return self._segment[1]
+
+    def _at_level(self, beta: float) -> Level:
         """The machine at ``beta`` ready to be swept; the latest one is kept."""
-        if self._at is None or self._at[0] != beta:
-            self._at = beta, GibbsSweep(self.machine(beta), self.generator)
-        return self._at[1]
+        if self._level is None or self._level[0] != beta:
+            index = self._index(beta)
+            if self._segment is not None and self._positions[self._segment[0] + 1] == beta:
+                index = self._segment[0]  # at a knot, the segment that is at hand
+            self._level = beta, self._at_segment(index).level(self._share(index, beta))
+        return self._level[1]
 
     @torch.no_grad()
     def fields(self, v: Tensor, beta: float) -> Tensor:
         """Natural parameters of the hidden layer at ``beta``."""
-        return self._sweep(beta).hidden_theta(v)
+        return self._at_level(beta).hidden_theta(v)
 
     @torch.no_grad()
     def log_ratio(
         self, v: Tensor, fields: Tensor, beta: float, beta_next: float
     ) -> tuple[Tensor, Tensor]:
-        before = self._sweep(beta)
-        after = self._sweep(beta_next)
-        fields_next = after.hidden_theta(v)
-        change = after.log_density_change(before, v, fields, fields_next)
-        return change, fields_next
+        index = self._index(min(beta, beta_next))
+        if max(beta, beta_next) <= self._positions[index + 1]:
+            shares = self._share(index, beta), self._share(index, beta_next)
+            return self._at_segment(index).log_ratio(v, fields, *shares)
+        # The step leads over a knot.
+        before = self._at_level(beta).log_density(v, fields)
+        level = self._at_level(beta_next)
+        fields_next = level.hidden_theta(v)
+        return level.log_density(v, fields_next) - before, fields_next
 
     @torch.no_grad()
     def move(self, fields: Tensor, beta: float) -> Tensor:
-        return self._sweep(beta).step_visible(fields)
+        return self._at_level(beta).move(fields, self.generator)
 
     def constant(self, beta: float) -> Tensor:
-        """Zero: constants are part of the ratios."""
-        return torch.zeros((), dtype=torch.float64, device=self.target.weight.device)
+        """The constant of the canonical form, straight between the knots."""
+        index = self._index(beta)
+        low, high = self._constants[index], self._constants[index + 1]
+        return torch.lerp(low, high, self._share(index, beta))
 
 
 class MachineLadder(Ladder):
@@ -158,9 +200,9 @@ class MachineLadder(Ladder):
     """
 
     def __init__(self, machines: Sequence[RBM], generator: Generator | None = None) -> None:
-        _check_alike(machines)
+        check_alike(machines)
         super().__init__(len(machines), machines[0].parameter_batch_shape, generator)
-        self.machines = _stack([_canonical(machine) for machine in machines])
+        self.machines = _stack([canonical(machine) for machine in machines])
         self._sweep = GibbsSweep(self.machines, generator)
 
     @torch.no_grad()
@@ -190,6 +232,13 @@ class MachineLadder(Ladder):
         return table.movedim((axis + 1, 0), (0, axis + 1))
 
     @torch.no_grad()
+    def level_log_ratio(self, v: Tensor, fields: Tensor, level: Tensor) -> Tensor:
+        origin = level.argsort()
+        moved = v.index_select(self.level_axis - 1, origin)
+        there = self.log_density(moved, self.fields(moved))
+        return there.index_select(self.level_axis, level) - self.log_density(v, fields)
+
+    @torch.no_grad()
     def swap_log_ratio(
         self, v: Tensor, fields: Tensor, partner: Tensor
     ) -> tuple[Tensor, Tensor | None]:
@@ -201,33 +250,6 @@ class MachineLadder(Ladder):
 
 def _constant(machine: RBM) -> Tensor:
     return machine.weight.new_zeros(()) if machine._constant is None else machine._constant
-
-
-@torch.no_grad()
-def _canonical(machine: RBM) -> RBM:
-    """The same machine without offsets, detached, its own batch shape in every parameter."""
-    form, batch = machine.canonical(), machine.parameter_batch_shape
-    visible = _with_bias(machine.visible, form.visible_bias, batch)
-    hidden = _with_bias(machine.hidden, form.hidden_bias, batch)
-    new = RBM(
-        visible,
-        hidden,
-        form.weight.detach().expand(*batch, *form.weight.shape[-2:]),
-        num_gibbs_steps=machine.num_gibbs_steps,
-        validate_args=False,
-    )
-    constant = -form.constant - visible.energy_constant - hidden.energy_constant
-    new._constant = constant.detach().expand(batch)
-    return new
-
-
-def _with_bias(unit: Unit, bias: Tensor, batch: Size) -> Unit:
-    """A layer of another natural bias, its parameters expanded to a batch shape."""
-    moved, _ = unit.tilt(bias - unit.natural_bias)
-    own = moved.parameter_dim
-    full = torch.broadcast_shapes(*(p.shape for p in moved.parameters.values()))
-    event = full[len(full) - own :]
-    return moved.map(lambda p: p.detach().expand(*batch, *event))
 
 
 def _stack(machines: Sequence[RBM]) -> RBM:
@@ -248,21 +270,13 @@ def _stack(machines: Sequence[RBM]) -> RBM:
     return stacked
 
 
-def _check_alike(machines: Sequence[RBM]) -> None:
-    if len(machines) < 2:
-        raise ValueError(f"a path needs at least 2 machines, got {len(machines)}")
-
-    def kind(machine: RBM) -> tuple[object, ...]:
-        layers = (machine.visible, machine.hidden)
-        families = tuple((type(u).__name__, u.size, str(u.options())) for u in layers)
-        return (*families, tuple(machine.parameter_batch_shape), machine.weight.dtype)
-
-    for number, machine in enumerate(machines):
-        if not isinstance(machine, RBM):
-            raise TypeError(f"machines must be RBM distributions, got {type(machine).__name__}")
-        machine.check_normalizable()
-        if kind(machine) != kind(machines[0]):
-            raise ValueError(
-                f"machine {number} of the path differs from the first in family, size, batch shape "
-                f"or dtype: {kind(machine)} and {kind(machines[0])}"
-            )
+def _check_positions(positions: Sequence[float] | None, number: int) -> list[float]:
+    if positions is None:
+        return [k / (number - 1) for k in range(number)]
+    values = [float(p) for p in positions]
+    increasing = all(after > before for before, after in pairwise(values))
+    if len(values) != number or values[0] != 0.0 or values[-1] != 1.0 or not increasing:
+        raise ValueError(
+            f"positions must be {number} numbers that increase strictly from 0 to 1, got {values}"
+        )
+    return values
