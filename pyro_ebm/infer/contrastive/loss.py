@@ -117,6 +117,8 @@ class ContrastiveDivergence(ELBO):
         self.elbo: Any = elbo
         #: Persistent chains by site, shape ``(num_chains,) + parameter batch shape + (V,)``.
         self.chains: dict[str, Tensor] = {}
+        #: What else the state of a persistent kernel consists of, by site: the replicas of tempering.
+        self.kernel_states: dict[str, dict[str, Tensor]] = {}
         # Sites whose chains have moved in this gradient: once, however often the model runs.
         self._moved: set[str] = set()
 
@@ -141,18 +143,24 @@ class ContrastiveDivergence(ELBO):
         return self.elbo._get_trace(self._normalizing(model), guide, args, kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The persistent chains, for :func:`torch.save`."""
-        return {"chains": {name: chains.clone() for name, chains in self.chains.items()}}
+        """The persistent chains and the rest of their kernels' states, for :func:`torch.save`."""
+        return {"chains": _copies(self.chains)} | {
+            "kernel_states": {site: _copies(state) for site, state in self.kernel_states.items()}
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave.
 
-        :raises ValueError: if the state holds no chains.
+        :raises ValueError: if the state holds no chains, or something else than tensors.
         """
-        chains = state.get("chains")
-        if not isinstance(chains, dict) or not all(isinstance(c, Tensor) for c in chains.values()):
+        chains: Any = state.get("chains")
+        states: Any = state.get("kernel_states", {})
+        if not _are_tensors(chains):
             raise ValueError("state must hold 'chains', a dict of tensors by site")
-        self.chains = {name: c.clone() for name, c in chains.items()}
+        if not isinstance(states, dict) or not all(_are_tensors(s) for s in states.values()):
+            raise ValueError("'kernel_states' of state must be a dict of dicts of tensors by site")
+        self.chains = _copies(chains)
+        self.kernel_states = {site: _copies(rest) for site, rest in states.items()}
 
     # --- the negative phase -------------------------------------------------------------------
 
@@ -182,7 +190,7 @@ class ContrastiveDivergence(ELBO):
     def _negatives(self, site: str, dist: RBM, value: Tensor) -> Tensor:
         if not self.persistent:
             start = start_chains(dist, value, self.num_chains)
-            return move_chains(dist, start, self.num_steps, self.kernel)
+            return move_chains(dist, start, self.num_steps, self.kernel)[0]
         chains = self.chains.get(site)
         if chains is None:
             chains = start_chains(dist, value, self.num_chains)
@@ -192,10 +200,30 @@ class ContrastiveDivergence(ELBO):
                 f"now have batch shape {tuple(dist.batch_shape)} and {dist.event_shape[0]} units"
             )
         if site not in self._moved:
-            chains = chains.to(device=dist.weight.device, dtype=dist.weight.dtype)
-            self.chains[site] = move_chains(dist, chains, self.num_steps, self.kernel)
+            rest = self.kernel_states.get(site, {})
+            self.chains[site], self.kernel_states[site] = move_chains(
+                dist,
+                _like(dist.weight, chains),
+                self.num_steps,
+                self.kernel,
+                {name: _like(dist.weight, tensor) for name, tensor in rest.items()},
+            )
             self._moved.add(site)
         return self.chains[site]
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _are_tensors(tensors: Any) -> bool:
+    return isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values())
+
+
+def _like(reference: Tensor, state: Tensor) -> Tensor:
+    """A tensor on the device of another and, unless it holds integers, of its dtype."""
+    dtype = reference.dtype if state.is_floating_point() else state.dtype
+    return state.to(device=reference.device, dtype=dtype)
 
 
 class _NormalizeMessenger(Messenger):

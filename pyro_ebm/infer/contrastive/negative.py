@@ -4,7 +4,7 @@
 """The negative phase: chains of the model, started at data or kept from step to step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -45,16 +45,25 @@ def start_chains(dist: RBM, value: Tensor, num_chains: int | None) -> Tensor:
 
 @torch.no_grad()
 def move_chains(
-    dist: RBM, chains: Tensor, num_steps: int, kernel: Callable[[RBM], VectorizedKernel] | None
-) -> Tensor:
+    dist: RBM,
+    chains: Tensor,
+    num_steps: int,
+    kernel: Callable[[RBM], VectorizedKernel] | None,
+    rest: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Chains after ``num_steps`` transitions of a kernel, block Gibbs if None.
 
     :param RBM dist: the compact machine.
     :param Tensor chains: shape ``(num_chains,) + dist.batch_shape + (V,)``.
     :param int num_steps: transitions.
     :param kernel: makes an MCMC kernel for the present parameters.
+    :param rest: what else the kernel's state consisted of after the transitions before, such as the
+        replicas of tempering.
+    :returns: the chains, and the rest of the kernel's state now.
     """
     if kernel is None:
-        return GibbsSweep(dist).run(chains, num_steps)
+        return GibbsSweep(dist).run(chains, num_steps), {}
     mcmc_kernel = kernel(dist)
-    return run_kernel(mcmc_kernel, {mcmc_kernel.site: chains}, num_steps)[mcmc_kernel.site]
+    state = run_kernel(mcmc_kernel, {**(rest or {}), mcmc_kernel.site: chains}, num_steps)
+    moved = state.pop(mcmc_kernel.site)
+    return moved, state

@@ -3,9 +3,13 @@
 
 """Block Gibbs sampling as a Pyro MCMC kernel."""
 
-from torch import Tensor
+from collections.abc import Callable
+from typing import Any
 
-from pyro_ebm.distributions import GibbsSweep
+from torch import Generator, Tensor
+
+from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.distributions.units import Gaussian
 from pyro_ebm.infer.mcmc.kernel import MachineKernel
 
 __all__ = ["BlockGibbs"]
@@ -28,10 +32,13 @@ class BlockGibbs(MachineKernel):
         :func:`~pyro_ebm.infer.mcmc.posterior.rbm_posterior`; the state then has the site's name.
         Parameters are read in :meth:`setup`.
     :param int num_steps: sweeps per draw, at least 1.
+    :param collapse: whether to integrate a Gaussian layer out between the draws (collapsed Gibbs, see
+        :class:`~pyro_ebm.distributions.CollapsedSweep`): the same law, cheaper where ``num_steps`` is above
+        1 and the other layer is smaller. None (the default) does it where it is cheaper.
     :param torch.Generator generator: the source of random bits; the global one if None. Parallel
         processes need the global one, which Pyro seeds for every chain.
-    :raises ValueError: if ``num_steps`` is below 1 or the machine is not normalisable; in
-        :meth:`setup`, if the model is not of that kind.
+    :raises ValueError: if ``num_steps`` is below 1, the machine is not normalisable, or ``collapse`` is
+        True and no layer is Gaussian; in :meth:`setup`, if the model is not of that kind.
 
     >>> import torch
     >>> from pyro.infer import MCMC
@@ -43,6 +50,23 @@ class BlockGibbs(MachineKernel):
     >>> mcmc.get_samples()["v"].shape
     torch.Size([50, 3])
     """
+
+    def __init__(
+        self,
+        target: RBM | Callable[..., Any],
+        num_steps: int = 1,
+        *,
+        collapse: bool | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        self.collapse = collapse
+        super().__init__(target, num_steps, generator=generator)
+
+    def _check_target(self, target: RBM) -> None:
+        layers = target.visible, target.hidden
+        if self.collapse and not any(isinstance(layer, Gaussian) for layer in layers):
+            names = " and ".join(type(layer).__name__ for layer in layers)
+            raise ValueError(f"collapse=True needs a Gaussian layer, the layers are {names}")
 
     def _prepare(self) -> None:
         self._sweep = GibbsSweep(self.target, self.generator)
@@ -58,7 +82,6 @@ class BlockGibbs(MachineKernel):
             theta = self._last[1]
         else:
             theta = sweep.hidden_theta(v)
-        for _ in range(self.num_steps):
-            v, theta = sweep.step_from_theta(theta)
+        v, theta = sweep.run_from_theta(theta, self.num_steps, collapse=self.collapse)
         self._last = (v, theta)
         return v, sweep.free_energy(v, theta)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Generator, Size, Tensor
 
 from pyro_ebm.distributions import RBM
-from pyro_ebm.infer.mcmc.posterior import rbm_posterior
+from pyro_ebm.infer.mcmc.posterior import MachinePosterior
 
 __all__ = ["MachineKernel", "VectorizedKernel", "run_kernel"]
 
@@ -39,6 +40,13 @@ class VectorizedKernel(MCMCKernel):
         self.chain_shape = Size()
         #: The start that was set, None for the kernel's own.
         self._initial_params: dict[str, Tensor] | None = None
+
+    def refresh(self) -> None:
+        """Read the model anew: the values that it is conditioned on have changed.
+
+        Called by :class:`~pyro_ebm.infer.Gibbs` before every transition. A kernel that keeps nothing
+        of the model from one transition to the next has nothing to do.
+        """
 
 
 class MachineKernel(VectorizedKernel):
@@ -80,6 +88,9 @@ class MachineKernel(VectorizedKernel):
         self.generator = generator
         super().__init__()
         self._target: RBM | None = None
+        self._posterior: MachinePosterior | None = None
+        # Whether the posterior is that of other values of the model than it was checked at.
+        self._refreshed = False
         if isinstance(target, RBM):
             target.check_normalizable()
             self._check_target(target)
@@ -105,6 +116,10 @@ class MachineKernel(VectorizedKernel):
     def _start(self) -> Tensor:
         """The kernel's own start, of shape :attr:`state_shape`."""
 
+    def _start_params(self) -> dict[str, Tensor]:
+        """The kernel's own start with whatever else belongs to its state."""
+        return {self.site: self._start()}
+
     # --- Pyro's interface ---------------------------------------------------------------------
 
     def _reset(self) -> None:
@@ -117,11 +132,24 @@ class MachineKernel(VectorizedKernel):
         self._reset()
         self._warmup_steps = warmup_steps
         if self.model is not None:
-            self.site, self._target = rbm_posterior(self.model, *args, **kwargs)
-            self._check_target(self._target)
+            self._read_model(args, kwargs)
             if self._initial_params is not None:
                 self._check_initial_params(self._initial_params)
         self._ensure_prepared()
+
+    def _read_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find the site of the model and what is sampled there."""
+        self._posterior = MachinePosterior(self.model, args, kwargs)
+        self.site = self._posterior.site
+        self._refreshed = False
+        self._target = self._posterior.machine()
+        self._check_target(self._target)
+
+    def refresh(self) -> None:
+        if self._posterior is not None:
+            self._target = self._posterior.machine()
+            self._refreshed = True
+            self._prepare()
 
     def _ensure_prepared(self) -> None:
         if not self._prepared:
@@ -146,7 +174,17 @@ class MachineKernel(VectorizedKernel):
     @property
     def state_shape(self) -> Size:
         """Shape of the state, ``chain_shape + batch_shape + event_shape``."""
-        return self.chain_shape + self.target.batch_shape + self.target.event_shape
+        return self.chain_shape + self._law.batch_shape + self._law.event_shape
+
+    @property
+    def _law(self) -> TorchDistribution:
+        """The distribution whose shapes and support the state has."""
+        return self.target
+
+    @property
+    def _reference(self) -> Tensor:
+        """A tensor of the state's type and device."""
+        return self.target.weight
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
@@ -154,7 +192,7 @@ class MachineKernel(VectorizedKernel):
         if self._initial_params is not None:
             return self._initial_params
         self._ensure_prepared()
-        return {self.site: self._start()}
+        return self._start_params()
 
     @initial_params.setter
     def initial_params(self, params: dict[str, Tensor]) -> None:
@@ -171,14 +209,17 @@ class MachineKernel(VectorizedKernel):
                 f"initial_params must hold {self.site!r} of shape {tuple(self.state_shape)}, "
                 f"got {got}"
             )
-        if not bool(self.target.support.check(value).all()):
-            raise ValueError(f"initial_params[{self.site!r}] is outside of {self.target.support}")
-        params[self.site] = value.to(self.target.weight.dtype)
+        support: Any = self._law.support
+        if not bool(support.check(value).all()):
+            raise ValueError(f"initial_params[{self.site!r}] is outside of {support}")
+        params[self.site] = value.to(self._reference.dtype)
 
     @torch.no_grad()
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         self._ensure_prepared()
         v, energy = self._transition(params[self.site])
+        if self._refreshed and self._posterior is not None:
+            self._posterior.check(v)
         self._record("energy", energy)
         self._num_calls += 1
         return {self.site: v}

@@ -3,23 +3,31 @@
 
 """A machine in a Pyro model whose other parts are observed: its posterior as a machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_ebm.distributions import RBM
-from pyro_ebm.distributions.units import Unit
+from pyro_ebm.infer.mcmc.site_density import (
+    SiteDensity,
+    densities_agree,
+    initial_trace,
+    latent_sites,
+)
+from pyro_ebm.infer.mcmc.site_field import (
+    Field,
+    FixedDifferenceField,
+    LocalField,
+    check_linear,
+    exact_gradient,
+    measure_field,
+    random_states,
+    refuse_nonlinear,
+)
 
-__all__ = ["rbm_posterior"]
-
-#: Model runs that measuring the fields may take.
-_MAX_RUNS = 100_000
-#: Random states at which linearity is checked. One that a single pair of bits violates is missed with
-#: probability (3/4)^40 = 1e-5.
-_NUM_CHECKS = 40
+__all__ = ["MachinePosterior", "machine_density", "rbm_posterior"]
 
 
 @torch.no_grad()
@@ -40,96 +48,87 @@ def rbm_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple
     :raises ValueError: if the latent sites are others than one RBM, its visible units are
         continuous, or the rest of the model is not linear in its states.
     """
-    site, rbm = _find_site(model, args, kwargs)
-    rows = rbm.batch_shape
-
-    def rest(value: Tensor) -> Tensor:
-        """Log-density of the observed sites for every row of the latent one."""
-        conditioned = poutine.condition(model, data={site: value})
-        trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
-        trace.compute_log_prob(lambda name, _: name != site)
-        total = value.new_zeros(rows)
-        for name, node in trace.nodes.items():
-            if node["type"] == "sample" and name != site and not _is_plate(node):
-                total = total + _by_row(node["log_prob"], rows, name)
-        return total
-
-    start = _random_states(rbm)
-    field = _measure_field(rest, rbm.visible, start)
-    _check_linear(rest, rbm, start, field)
-    return site, rbm.tilt(field)
+    posterior = MachinePosterior(model, args, kwargs)
+    return posterior.site, posterior.machine()
 
 
-def _find_site(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[str, RBM]:
-    trace = poutine.trace(model).get_trace(*args, **kwargs)
-    latent = {
-        name: node["fn"]
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not node["is_observed"] and not _is_plate(node)
-    }
-    site, rbm = next(iter(latent.items()), ("", None))
-    if len(latent) != 1 or not isinstance(rbm, RBM):
+def machine_density(
+    kernel: str, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> SiteDensity:
+    """The rest of a model whose one latent site is a machine.
+
+    :param str kernel: name of the kernel that asks, for the message.
+    :raises ValueError: if the latent sites are others.
+    """
+    trace = initial_trace(model, args, kwargs)
+    latent = latent_sites(trace)
+    if len(latent) != 1 or not isinstance(trace.nodes[latent[0]]["fn"], RBM):
         raise ValueError(
-            f"BlockGibbs needs a model with one latent site, an RBM; the latent sites are "
-            f"{list(latent)}"
+            f"{kernel} needs a model with one latent site, an RBM; the latent sites are {latent}"
         )
-    if not rbm.visible.is_discrete:
-        raise ValueError(f"site {site!r} has continuous visible units; use HMC or NUTS for it")
-    return site, rbm
+    return SiteDensity(model, latent[0], args, kwargs)
 
 
-def _is_plate(node: Any) -> bool:
-    return type(node["fn"]).__name__ == "_Subsample"
+class MachinePosterior:
+    """The posterior of the machine in a model, at present values of what the model is conditioned on.
 
+    A compound kernel changes those values between draws; the field is then found by one run of the
+    model with a gradient, if that was right at first, and otherwise measured again.
 
-def _by_row(log_prob: Tensor, rows: torch.Size, name: str) -> Tensor:
-    """Sum a log-density over the axes that the latent site does not have."""
-    if torch.broadcast_shapes(log_prob.shape, rows) == log_prob.shape:
-        return log_prob.sum_to_size(rows)
-    raise ValueError(
-        f"site {name!r} of shape {tuple(log_prob.shape)} mixes rows of the latent site, whose "
-        f"batch shape is {tuple(rows)}"
-    )
+    :param model: the model, see :func:`rbm_posterior`.
+    :param args: arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    :raises ValueError: where :func:`rbm_posterior` does.
+    """
 
-
-def _random_states(rbm: RBM) -> Tensor:
-    theta = rbm.visible.neutral().natural_bias
-    return rbm.visible.natural_sample(theta.expand(rbm.batch_shape + rbm.event_shape))
-
-
-def _measure_field(rest: Callable[[Tensor], Tensor], unit: Unit, start: Tensor) -> Tensor:
-    """Least-squares field of every unit from the log-densities of all of its states."""
-    states = unit.unit_states()
-    num_states, width = states.shape
-    if unit.num_units * num_states > _MAX_RUNS:
-        raise ValueError(
-            f"{unit.num_units} units of {num_states} states each need more than {_MAX_RUNS} runs "
-            "of the model"
-        )
-    design = torch.cat([states, torch.ones_like(states[:, :1])], 1).double()
-    # The minimum-norm solution: one-hot states leave a constant of the field free.
-    solve = torch.linalg.pinv(design)[:width]
-    fields = []
-    for i in range(unit.num_units):
-        values = []
-        for state in states:
-            changed = start.clone()
-            changed[..., i * width : (i + 1) * width] = state
-            values.append(rest(changed).double())
-        fields.append(torch.einsum("dk,k...->...d", solve, torch.stack(values)))
-    return torch.cat(fields, -1).to(start.dtype)
-
-
-def _check_linear(rest: Callable[[Tensor], Tensor], rbm: RBM, start: Tensor, field: Tensor) -> None:
-    reference = rest(start) - (field * start).sum(-1)
-    for _ in range(_NUM_CHECKS):
-        state = _random_states(rbm)
-        value, linear = rest(state), reference + (field * state).sum(-1)
-        if not torch.allclose(value, linear, rtol=1e-4, atol=1e-3):
-            worst = (value - linear).abs().max().item()
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        density = machine_density("BlockGibbs", model, args, kwargs or {})
+        rbm = _machine(density)
+        self.site = density.name
+        if not rbm.visible.is_discrete:
             raise ValueError(
-                "the rest of the model is not linear in the states of the machine (off by "
-                f"{worst:.3g} at a random state), so that block Gibbs would not be exact"
+                f"site {self.site!r} has continuous visible units; use HMC or NUTS for it, or "
+                "MetropolisBlockGibbs"
             )
+        self._density = density
+        self._reference = start = random_states(rbm)
+        check_linear(density, rbm, start, measure_field(density, rbm.visible, start))
+        gradient = exact_gradient(density, rbm.visible, start)
+        fixed = FixedDifferenceField(density, rbm.visible, start)
+        self._field: Field = fixed if gradient is None else gradient
+        self._local: LocalField | None = None
+
+    def machine(self) -> RBM:
+        """The posterior at the present values of the rest, unnormalised."""
+        self._field.refresh()
+        # The run that finds the field also tells the prior, which may depend on other sites.
+        self._local = self._field(self._reference)
+        return _machine(self._density).tilt(self._local.field)
+
+    def check(self, v: Tensor) -> None:
+        """Compare the rest with its linear form at states, and at random ones: other values of the
+        other sites may bring terms that were not there when the kernel was set up.
+
+        :param Tensor v: states, shape ``chain_shape + rows + (V,)``.
+        :raises ValueError: if they differ.
+        """
+        assert self._local is not None, "machine() comes first"
+        density = self._density
+        # A wrong field can hide itself: it may draw only states for which it is right.
+        random = random_states(_machine(density), (3 if density.runs_chains else 1,))
+        states = torch.cat([v.reshape(-1, *random.shape[1:]), random])
+        value = density.log_density(states)
+        change = self._local.linear(states) - self._local.linear(self._reference)
+        expected = self._local.log_density + change
+        if not bool(densities_agree(value, expected, v.dtype).all()):
+            refuse_nonlinear(self.site, (value - expected).abs().max().item())
+
+
+def _machine(density: SiteDensity) -> RBM:
+    assert isinstance(density.fn, RBM)
+    return density.fn

@@ -3,9 +3,11 @@
 
 """Many chains in one tensor, with the interface of Pyro's MCMC."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.logger import ProgressBar
 from pyro.infer.mcmc.util import select_samples
@@ -59,6 +61,8 @@ class VectorizedMCMC(AbstractMCMC):
         self._initial_params = None if initial_params is None else dict(initial_params)
         self._samples: dict[str, Tensor] = {}
         self._kernel_diagnostics: dict[str, Any] = {}
+        #: Wall time of the draws that were kept, without the warm-up; None before :meth:`run`.
+        self.seconds: float | None = None
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run all chains; further calls start anew and replace the samples."""
@@ -97,11 +101,20 @@ class VectorizedMCMC(AbstractMCMC):
             )
             for name in names
         }
+        self._synchronize()
+        started = time.perf_counter()
         for i in range(self.num_samples):
             params = self.kernel.sample(params)
             for name, samples in self._samples.items():
                 samples[:, i] = params[name]
             bar.update()
+        self._synchronize()
+        self.seconds = time.perf_counter() - started
+
+    def _synchronize(self) -> None:
+        """Wait for the device, whose work the clock would not see."""
+        if any(samples.is_cuda for samples in self._samples.values()):
+            torch.cuda.synchronize()
 
     def _require_run(self) -> None:
         if not self._samples:
@@ -124,7 +137,7 @@ class VectorizedMCMC(AbstractMCMC):
         self._require_run()
         result: dict[str, Any] = {
             name: {"n_eff": effective_sample_size(s), "r_hat": split_gelman_rubin(s)}
-            for name, s in self._samples.items()
+            for name, s in self._real_samples()
         }
         for name, value in self._kernel_diagnostics.items():
             per_chain = isinstance(value, Tensor) and value.dim() > 1
@@ -137,8 +150,13 @@ class VectorizedMCMC(AbstractMCMC):
     def sample_stats(self) -> dict[str, Tensor]:
         """Numbers of every draw, such as the energy, shape ``(chains, draws, *batch)``."""
         self._require_run()
-        tensors = {k: v for k, v in self._kernel_diagnostics.items() if isinstance(v, Tensor)}
-        return {name: value.transpose(0, 1) for name, value in tensors.items()}
+        # Other tensors, such as a ladder of temperatures, are no numbers of a draw.
+        shape = (self.num_samples, self.num_chains)
+        return {
+            name: value.transpose(0, 1)
+            for name, value in self._kernel_diagnostics.items()
+            if isinstance(value, Tensor) and value.shape[:2] == shape
+        }
 
     def summary(self, prob: float = 0.9) -> None:
         """Print mean, deviation, median, interval, ``n_eff`` and ``r_hat`` of every unit.
@@ -150,12 +168,17 @@ class VectorizedMCMC(AbstractMCMC):
         low, high = f"{50 * (1 - prob):.1f}%", f"{50 * (1 + prob):.1f}%"
         header = ("mean", "std", "median", low, high, "n_eff", "r_hat")
         print("\n" + " " * 12 + "".join(f"{h:>10}" for h in header))
-        for site, samples in self._samples.items():
+        for site, samples in self._real_samples():
             columns = self._columns(samples, prob)
             for i in range(len(columns["mean"])):
                 label = f"{site}[{i}]"
                 print(f"{label:>12}" + "".join(f"{columns[n][i].item():10.2f}" for n in names))
         print(f"\nNumber of chains: {self.num_chains}")
+
+    def _real_samples(self) -> Iterator[tuple[str, Tensor]]:
+        """Samples by site; whole numbers, such as the identities of replicas, have no mean of their type."""
+        for name, samples in self._samples.items():
+            yield name, samples if samples.is_floating_point() else samples.double()
 
     @staticmethod
     def _columns(samples: Tensor, prob: float) -> dict[str, Tensor]:

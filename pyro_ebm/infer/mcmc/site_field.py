@@ -1,0 +1,305 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The field that the rest of a Pyro model exerts on the visible layer of a machine."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions.units import Unit
+from pyro_ebm.infer.mcmc.site_density import SiteDensity, densities_agree
+
+__all__ = [
+    "DifferenceField",
+    "Field",
+    "FixedDifferenceField",
+    "GradientField",
+    "LocalField",
+    "check_linear",
+    "choose_field",
+    "exact_gradient",
+    "measure_field",
+    "random_states",
+    "refuse_nonlinear",
+]
+
+#: Model runs that measuring the fields may take.
+_MAX_RUNS = 100_000
+#: Entries of the states of one run of the model with many of them.
+_MAX_ENTRIES = 2**22
+#: Random states at which linearity is checked. One that a single pair of bits violates is missed with
+#: probability (3/4)^40 = 1e-5.
+_NUM_CHECKS = 40
+#: Random states at which a gradient is compared with differences.
+_NUM_COMPARED = 3
+
+
+@dataclass(frozen=True)
+class LocalField:
+    r"""What the rest of a model is near a state v, up to second order of single units:
+
+    .. math:: \ell(v') \approx \mathrm{const} + t^\top v' - \tfrac12 \sum_i d_i v_i'^2
+
+    :param Tensor log_density: :math:`\ell(v)`, float64, shape ``chain_shape + rows``.
+    :param Tensor field: t, shape ``chain_shape + rows + (V,)``.
+    :param curvature: d of the same shape; None for zero.
+    """
+
+    log_density: Tensor
+    field: Tensor
+    curvature: Tensor | None = None
+
+    def linear(self, v: Tensor) -> Tensor:
+        """The approximation at states, without its constant, float64."""
+        v = v.double()
+        value = (self.field.double() * v).sum(-1)
+        if self.curvature is not None:
+            value = value - 0.5 * (self.curvature.double() * v.square()).sum(-1)
+        return value
+
+    def replace_where(self, accept: Tensor, other: "LocalField") -> "LocalField":
+        """The rows of another one where accepted, the own ones elsewhere."""
+        rows = accept.unsqueeze(-1)
+        curvature = self.curvature
+        if curvature is not None and other.curvature is not None:
+            curvature = torch.where(rows, other.curvature, curvature)
+        return LocalField(
+            torch.where(accept, other.log_density, self.log_density),
+            torch.where(rows, other.field, self.field),
+            curvature,
+        )
+
+
+class Field(Protocol):
+    """A way to find the field; a function of the state and of the other sites' values alone."""
+
+    def __call__(self, v: Tensor) -> LocalField:
+        """The field at states of shape ``chain_shape + rows + (V,)``."""
+        ...
+
+    def refresh(self) -> None:
+        """Forget what was measured at other values of the rest of the model."""
+
+
+class GradientField:
+    r"""The field from derivatives by autograd: one run of the model.
+
+    To first order the field is the gradient g. With the second derivatives -d of the rest by single
+    units, :math:`t = g + d v` with curvature d, which discrete units turn into a field: their squares
+    are linear functions of their states (except counts, for which this is the nearest one).
+
+    :param SiteDensity density: the rest of the model.
+    :param Unit unit: the visible layer.
+    :param bool second_order: whether to take second derivatives.
+    """
+
+    def __init__(self, density: SiteDensity, unit: Unit, second_order: bool) -> None:
+        self._density = density
+        self._unit = unit
+        self._second_order = second_order
+        if unit.is_discrete:
+            states = unit.unit_states()
+            self._squares = (_least_squares(states) @ states.double().square()).to(states.dtype)
+
+    def refresh(self) -> None:
+        """Nothing is kept."""
+
+    def __call__(self, v: Tensor) -> LocalField:
+        # Any function of the state would do; an infinite gradient is no use to anybody.
+        if not self._second_order:
+            value, gradient = self._density.value_and_gradient(v)
+            return LocalField(value, _finite(gradient))
+        value, gradient, second = self._density.second_order(v)
+        curvature, gradient = -_finite(second), _finite(gradient)
+        if self._unit.is_discrete:
+            groups = curvature.unflatten(-1, (-1, self._squares.shape[1]))
+            squares = (groups @ self._squares.mT).flatten(-2)
+            return LocalField(value, gradient + curvature * v - 0.5 * squares)
+        # Proposals need a positive precision also where the rest is convex.
+        least = -0.9 * self._unit.parameters["precision"].detach()
+        curvature = torch.maximum(curvature, least)
+        return LocalField(value, gradient + curvature * v, curvature)
+
+
+class DifferenceField:
+    """Differences between the states of every unit, the others as they are: one run of the model
+    with all states as chains if the model can be run with chains.
+
+    :param SiteDensity density: the rest of the model.
+    :param Unit unit: the visible layer, discrete.
+    """
+
+    def __init__(self, density: SiteDensity, unit: Unit) -> None:
+        self._density = density
+        self._unit = unit
+
+    def refresh(self) -> None:
+        """Nothing is kept."""
+
+    def __call__(self, v: Tensor) -> LocalField:
+        return LocalField(self._density.log_density(v), measure_field(self._density, self._unit, v))
+
+
+class FixedDifferenceField:
+    """Differences at one state for all others: exact where the rest is linear.
+
+    :param SiteDensity density: the rest of the model.
+    :param Unit unit: the visible layer, discrete.
+    :param Tensor reference: the state, shape ``rows + (V,)``.
+    """
+
+    def __init__(self, density: SiteDensity, unit: Unit, reference: Tensor) -> None:
+        self._density = density
+        self._unit = unit
+        self._reference = reference
+        self._field: Tensor | None = None
+
+    def refresh(self) -> None:
+        self._field = None
+
+    def __call__(self, v: Tensor) -> LocalField:
+        if self._field is None:
+            self._field = measure_field(self._density, self._unit, self._reference)
+        return LocalField(self._density.log_density(v), self._field.expand(v.shape))
+
+
+def random_states(rbm: RBM, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    """States of the visible layer drawn without any field."""
+    theta = rbm.visible.neutral().natural_bias.detach()
+    return rbm.visible.natural_sample(
+        theta.expand(sample_shape + rbm.batch_shape + rbm.event_shape)
+    )
+
+
+def measure_field(density: SiteDensity, unit: Unit, start: Tensor) -> Tensor:
+    """Least-squares field of every unit from the log-densities of all of its states.
+
+    :param Tensor start: states of the other units meanwhile, shape ``chain_shape + rows + (V,)``.
+    :raises ValueError: if that takes more than 100,000 states.
+    """
+    states = unit.unit_states()
+    num_states = len(states)
+    if unit.num_units * num_states > _MAX_RUNS:
+        raise ValueError(
+            f"{unit.num_units} units of {num_states} states each need more than {_MAX_RUNS} runs "
+            "of the model"
+        )
+    values = torch.cat([density.log_density(v) for v in _changed_states(unit, states, start)])
+    values = values.unflatten(0, (unit.num_units, num_states))
+    field = torch.einsum("dk,nk...->...nd", _least_squares(states), values)
+    return field.flatten(-2).to(start.dtype)
+
+
+def _changed_states(unit: Unit, states: Tensor, start: Tensor) -> Iterator[Tensor]:
+    """The start with one unit after the other in each of its states, in chunks."""
+    num_states, width = states.shape
+    chunk = max(1, _MAX_ENTRIES // (num_states * start.numel()))
+    lifted = states.reshape((num_states,) + (1,) * (start.dim() - 1) + (width,))
+    for first in range(0, unit.num_units, chunk):
+        numbers = range(first, min(first + chunk, unit.num_units))
+        changed = start.repeat((len(numbers), num_states) + (1,) * start.dim())
+        for position, i in enumerate(numbers):
+            changed[position, ..., i * width : (i + 1) * width] = lifted
+        yield changed.flatten(0, 1)
+
+
+def _least_squares(states: Tensor) -> Tensor:
+    """The matrix from the values at all states of a unit to its field, whatever constant the values have.
+
+    The minimum-norm solution: one-hot states leave a constant of the field free.
+    """
+    states = states.double()
+    inverse = torch.linalg.pinv(states - states.mean(0))
+    return inverse - inverse.mean(1, keepdim=True)
+
+
+def check_linear(density: SiteDensity, rbm: RBM, start: Tensor, field: Tensor) -> None:
+    """Compare the rest with a linear function at random states.
+
+    :param SiteDensity density: the rest of the model.
+    :param RBM rbm: the machine at the site.
+    :param Tensor start: where the field was measured, shape ``rows + (V,)``.
+    :param Tensor field: the field, of the same shape.
+    :raises ValueError: if they differ.
+    """
+    states = random_states(rbm, (_NUM_CHECKS,))
+    local = LocalField(density.log_density(start), field)
+    values = density.log_density(states)
+    expected = local.log_density + local.linear(states) - local.linear(start)
+    if not bool(densities_agree(values, expected, start.dtype).all()):
+        refuse_nonlinear(density.name, (values - expected).abs().max().item())
+
+
+def refuse_nonlinear(site: str, error: float) -> None:
+    """Say what to use where block Gibbs would not be exact."""
+    raise ValueError(
+        f"the rest of the model is not linear in the states of site {site!r} (off by {error:.3g} at "
+        "some state), so that block Gibbs would not be exact; use MetropolisBlockGibbs or "
+        "GibbsWithGradients"
+    )
+
+
+def choose_field(density: SiteDensity, rbm: RBM) -> Field:
+    """The cheapest way to find the field that is as good as measuring it.
+
+    These are derivatives where they agree with the differences between states; otherwise the
+    differences, at one state if the rest turns out to be linear; and the gradient as it is where the
+    differences would take a run of the model each at every step. Real units take derivatives.
+
+    :param SiteDensity density: the rest of the model.
+    :param RBM rbm: the machine at the site.
+    """
+    unit = rbm.visible
+    if not unit.is_discrete:
+        return GradientField(density, unit, _is_twice_differentiable(density))
+    gradient = GradientField(density, unit, second_order=False)
+    if unit.num_units * len(unit.unit_states()) > _MAX_RUNS:
+        return gradient
+    states = random_states(rbm, (_NUM_COMPARED,))
+    exact = exact_gradient(density, unit, states)
+    if exact is not None:
+        return exact
+    start = states[0]
+    try:
+        check_linear(density, rbm, start, measure_field(density, unit, start))
+    except ValueError:
+        return DifferenceField(density, unit) if density.runs_chains else gradient
+    return FixedDifferenceField(density, unit, start)
+
+
+def exact_gradient(density: SiteDensity, unit: Unit, states: Tensor) -> GradientField | None:
+    """Derivatives that are the differences between states, if there are such.
+
+    The gradient is, where the rest is linear in every unit; second derivatives repair a square of
+    single units, as in the logarithm of a normal density.
+
+    :param Tensor states: where to compare, shape ``chain_shape + rows + (V,)``.
+    """
+    measured = measure_field(density, unit, states).double()
+    table = unit.unit_states()
+    # One-hot units leave a constant of the field free.
+    project = _least_squares(table) @ table.double()
+    orders = (False, True) if _is_twice_differentiable(density) else (False,)
+    for second_order in orders:
+        gradient = GradientField(density, unit, second_order)
+        field = gradient(states).field.double().unflatten(-1, (unit.num_units, table.shape[1]))
+        if bool(densities_agree((field @ project.mT).flatten(-2), measured, states.dtype).all()):
+            return gradient
+    return None
+
+
+def _is_twice_differentiable(density: SiteDensity) -> bool:
+    try:
+        density.second_order(density.value)
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
