@@ -13,7 +13,7 @@ from pyro_ebm.distributions import RBM
 from pyro_ebm.distributions.enumeration import enumerable_side, state_chunks
 from pyro_ebm.distributions.units import Gaussian
 
-__all__ = ["MAX_STATES", "exact_log_partition"]
+__all__ = ["MAX_STATES", "exact_log_partition", "finite_side", "gaussian_joint"]
 
 #: Default limit of :func:`exact_log_partition`: 2^26 states take minutes on two cores.
 MAX_STATES = 2**26
@@ -43,6 +43,15 @@ def exact_log_partition(dist: RBM, *, max_states: int = MAX_STATES) -> Tensor:
     dist.check_normalizable()
     if isinstance(dist.visible, Gaussian) and isinstance(dist.hidden, Gaussian):
         return _gaussian(dist.to(dtype=torch.float64)).expand(dist.batch_shape)
+    side = finite_side(dist, max_states)
+    return _enumerate(side.to(dtype=torch.float64)).expand(dist.batch_shape)
+
+
+def finite_side(dist: RBM, max_states: int, hint: str = "use estimate_log_partition") -> RBM:
+    """The machine turned so that its visible layer is the one to enumerate.
+
+    :raises ValueError: if no layer is finite, or the smaller one has more than ``max_states`` states.
+    """
     side = enumerable_side(dist)
     num_states = None if side is None else side.visible.num_states
     if side is None or num_states is None:
@@ -50,10 +59,9 @@ def exact_log_partition(dist: RBM, *, max_states: int = MAX_STATES) -> Tensor:
         raise ValueError(f"a {names} machine has no finite layer to enumerate")
     if num_states > max_states:
         raise ValueError(
-            f"the smaller layer has {num_states} states, more than max_states={max_states}; "
-            "use estimate_log_partition"
+            f"the smaller layer has {num_states} states, more than max_states={max_states}; {hint}"
         )
-    return _enumerate(side.to(dtype=torch.float64)).expand(dist.batch_shape)
+    return side
 
 
 def _enumerate(side: RBM) -> Tensor:
@@ -75,6 +83,16 @@ def _enumerate(side: RBM) -> Tensor:
 
 def _gaussian(dist: RBM) -> Tensor:
     r"""``K + b' M^-1 b / 2 + (n log 2 pi - log det M) / 2`` with M the joint precision."""
+    factor, bias = gaussian_joint(dist)
+    half = torch.linalg.solve_triangular(factor, bias.unsqueeze(-1), upper=False)
+    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    constant = 0.5 * bias.shape[-1] * math.log(2.0 * math.pi)
+    return dist.canonical().constant + 0.5 * half.square().sum((-2, -1)) + constant - log_det
+
+
+def gaussian_joint(dist: RBM) -> tuple[Tensor, Tensor]:
+    """Cholesky factor of the joint precision M of two Gaussian layers (visible units first), and the
+    bias b, of the joint density ``exp(b'x - x'Mx / 2 + K)``."""
     form = dist.canonical()
     batch = dist.parameter_batch_shape
 
@@ -90,7 +108,4 @@ def _gaussian(dist: RBM) -> Tensor:
     factor = torch.linalg.cholesky(torch.cat([top, bottom], -2))
     visible_bias = block(form.visible_bias, num_visible)
     bias = torch.cat([visible_bias, block(form.hidden_bias, num_hidden)], -1)
-    half = torch.linalg.solve_triangular(factor, bias.unsqueeze(-1), upper=False)
-    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    constant = 0.5 * (num_visible + num_hidden) * math.log(2.0 * math.pi)
-    return form.constant + 0.5 * half.square().sum((-2, -1)) + constant - log_det
+    return factor, bias

@@ -23,7 +23,7 @@ from pyro_ebm.infer import (
     estimate_log_partition,
     exact_log_partition,
 )
-from pyro_ebm.infer.log_partition import ais
+from pyro_ebm.infer.log_partition import annealing
 from pyro_ebm.infer.paths import GeometricPath
 from pyro_ebm.ops.linear import affine
 from tests.distributions.families import CONTINUOUS, PAIRS, random_rbm, to_machine
@@ -160,7 +160,7 @@ class TestUnbiased:
 
 
 def move_then_ratio(
-    self: GeometricPath, v: Tensor, betas: Sequence[float], on_step: Any = None
+    self: GeometricPath, v: Tensor, betas: Sequence[float], *_: Any, **__: Any
 ) -> tuple[Tensor, Tensor]:
     total = torch.zeros(v.shape[:-1], dtype=torch.float64)
     for beta, after in itertools.pairwise(betas):
@@ -212,8 +212,8 @@ class TestMistakesAreCaught:
 
     @METHOD
     def test_last_temperature_dropped(self, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        ladder = without_last(ais.inverse_temperatures)
-        monkeypatch.setattr(ais, "inverse_temperatures", ladder)
+        ladder = without_last(annealing.inverse_temperatures)
+        monkeypatch.setattr(annealing, "inverse_temperatures", ladder)
         assert abs(self.z(method)) > 10.0
 
     @METHOD
@@ -249,9 +249,12 @@ class TestCoverage:
         log_weights, log_z = [], []
         for seed, pair in enumerate(FINITE_PAIRS[:30]):
             rbm = strong_rbm(pair, seed, scale=0.7)
-            estimate = estimate_log_partition(
-                rbm, method, num_chains=100 * cls.NUM_RUNS, num_temperatures=40, seed=seed
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", LogPartitionWarning)
+                estimate = estimate_log_partition(
+                    rbm, method, num_chains=100 * cls.NUM_RUNS, num_temperatures=40, seed=seed
+                )
+            assert estimate.log_weights is not None
             log_weights.append(estimate.log_weights.reshape(100, cls.NUM_RUNS))
             log_z.append(exact_log_partition(rbm))
         with warnings.catch_warnings():
@@ -276,7 +279,7 @@ class TestCoverage:
         assert self.is_accepted(covered), f"{int(covered.sum())} of {covered.numel()}"
         # Not vacuous: narrow intervals, on machines where a single chain would be far off.
         width = runs.upper - runs.lower
-        assert width.median() < 0.6 and width.max() < 3.0
+        assert width.median() < 0.6 and width.max() < 6.0  # those that are flagged are widened
         assert runs.log_weights.std(0).median() > 0.3
         # The error bar against the spread that it speaks of.
         spread = runs.value.std(0).square().mean().sqrt()
