@@ -11,12 +11,28 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="session")
-def diagnostics() -> ModuleType:
-    """``pyro_ebm.diagnostics`` loaded by its path, as ``import pyro_ebm`` needs torch."""
-    path = ROOT / "pyro_ebm" / "diagnostics.py"
-    spec = importlib.util.spec_from_file_location("diagnostics", path)
+def load(path: Path) -> ModuleType:
+    """A file loaded by its path, as ``import pyro_ebm`` needs torch."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def diagnostics() -> ModuleType:
+    """The file of ``to_inference_data``."""
+    return load(ROOT / "pyro_ebm" / "diagnostics" / "inference_data.py")
+
+
+@pytest.fixture(scope="session")
+def convergence() -> ModuleType:
+    """The file of ``convergence_of``."""
+    return load(ROOT / "pyro_ebm" / "diagnostics" / "convergence.py")
+
+
+@pytest.fixture(scope="session")
+def reference_chains() -> ModuleType:
+    """Chains and what ArviZ 0.x says of them."""
+    return load(ROOT / "tests" / "diagnostics" / "reference_chains.py")

@@ -15,5 +15,6 @@ def test_torch_is_absent() -> None:
     assert importlib.util.find_spec("torch") is None
 
 
-def test_diagnostics_load_without_torch(diagnostics: ModuleType) -> None:
+def test_diagnostics_load_without_torch(diagnostics: ModuleType, convergence: ModuleType) -> None:
     assert callable(diagnostics.to_inference_data)
+    assert callable(convergence.convergence_of)

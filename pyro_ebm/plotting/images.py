@@ -1,37 +1,27 @@
 # Copyright Contributors to the pyro_ebm project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures of models, chains and training runs.
-
-Every function returns a :class:`matplotlib.figure.Figure` of its own, without pyplot's global state,
-so that they work without a display and leak nothing; :func:`save` writes it to a file. matplotlib
-(``pip install 'pyro-ebm[plot]'``) is imported when a figure is made.
-"""
+"""Pictures of images: samples, filters, completions."""
 
 import importlib
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from pyro_ebm.plotting.figures import Array, annotate, new_figure, to_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["completions", "energy_trace", "filters", "history", "image_grid", "save"]
-
-Array = npt.NDArray[np.float64]
+__all__ = ["completions", "filters", "image_grid"]
 
 #: Pixels that are unknown, and lines between images by colour map.
 _UNKNOWN = "#7ea6d3"
 _LINES = {"gray": "0.35", "RdBu_r": "0.75"}
-#: Dots per inch of files.
-_DPI = 150
 
 
 def image_grid(
@@ -57,12 +47,12 @@ def image_grid(
     height = 5.0 * tiles[0].shape[0] / max(widths)
     # Room for the titles of the panels, the heading and the caption.
     height += 0.3 + 0.35 * bool(title) + 0.3 * bool(caption)
-    figure = _figure(5.0 * sum(widths) / max(widths), height)
+    figure = new_figure(5.0 * sum(widths) / max(widths), height)
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for ax, name, tile in zip(axes, panels, tiles, strict=True):
         _show(ax, tile, 0.0, 1.0, "gray")
         ax.set_title(name, fontsize=10)
-    _annotate(figure, title, caption)
+    annotate(figure, title, caption)
     return figure
 
 
@@ -91,7 +81,7 @@ def filters(
     tile = _tiles(shown, shape, num_columns)
     # A single large weight would make everything else look flat.
     limit = max(float(np.quantile(shown.abs().numpy(), 0.998)), 1e-12)
-    figure = _figure(6.0, 5.2 * tile.shape[0] / tile.shape[1] + 0.5)
+    figure = new_figure(6.0, 5.2 * tile.shape[0] / tile.shape[1] + 0.5)
     ax = figure.subplots()
     image = _show(ax, tile, -limit, limit, "RdBu_r")
     bar = figure.colorbar(image, ax=ax, fraction=0.045, pad=0.02, extend="neither")
@@ -99,47 +89,7 @@ def filters(
     kept = f"the {len(order)} of {len(rows)} units with the largest norm, " * (
         len(order) < len(rows)
     )
-    _annotate(figure, title, f"{kept}largest norm first; colours saturate at the ends of the scale")
-    return figure
-
-
-def energy_trace(
-    energies: Any,
-    *,
-    sweeps_per_draw: int = 1,
-    data_energies: Tensor | None = None,
-    title: str | None = "Free energy along the chains",
-) -> "Figure":
-    """Free energies of chains over time, and their distribution.
-
-    :param energies: shape ``(chains, draws)``, in nats.
-    :param int sweeps_per_draw: sweeps between two draws, for the horizontal axis.
-    :param Tensor data_energies: free energies of data rows, whose distribution is shown beside it.
-    :param str title: heading.
-    """
-    values = _array(energies)
-    if values.ndim != 2:
-        raise ValueError(f"energies must have shape (chains, draws), got {values.shape}")
-    figure = _figure(8.0, 3.6)
-    trace, density = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    sweeps = np.arange(1, values.shape[1] + 1) * sweeps_per_draw
-    for i, chain in enumerate(values):
-        trace.plot(sweeps, chain, lw=0.5, alpha=0.7, color=f"C{i % 10}")
-    trace.set_xlabel("Gibbs sweeps after warm-up")
-    trace.set_ylabel("free energy F(v) (nats)")
-    trace.set_xlim(0, sweeps[-1])
-    everything = [values.ravel()] + ([] if data_energies is None else [_array(data_energies)])
-    low = min(float(x.min()) for x in everything)
-    high = max(float(x.max()) for x in everything)
-    bins = np.linspace(low, high + 1e-9 + 1e-6 * abs(high), 31)
-    options: dict[str, Any] = {"density": True, "orientation": "horizontal"}
-    if data_energies is not None:
-        data = _array(data_energies).ravel()
-        density.hist(data, bins, color="0.8", label="test data", **options)
-    density.hist(values.ravel(), bins, histtype="step", color="k", label="all chains", **options)
-    density.legend(frameon=False, fontsize=8, loc="lower right")
-    density.set_xlabel("density (1/nat)")
-    _annotate(figure, title, f"{len(values)} chains, one colour each")
+    annotate(figure, title, f"{kept}largest norm first; colours saturate at the ends of the scale")
     return figure
 
 
@@ -170,7 +120,7 @@ def completions(
     num_rows, num_columns = rows.shape[:2]
     tile = _tiles(rows.flatten(0, 1), image_shape, num_columns)
     height = 6.6 * tile.shape[0] / tile.shape[1]
-    figure = _figure(7.4, height + 0.7)
+    figure = new_figure(7.4, height + 0.7)
     ax = figure.subplots()
     _show(ax, tile, 0.0, 1.0, "gray")
     step = tile.shape[0] / num_rows
@@ -178,81 +128,8 @@ def completions(
         ax.text(-2.0, (i + 0.5) * step - 0.5, name, ha="right", va="center", fontsize=9)
     caption = "one test image a column; blue pixels were not given, and are shown by their means "
     caption += "given the hidden units"
-    _annotate(figure, title, caption)
+    annotate(figure, title, caption)
     return figure
-
-
-def history(records: Sequence[Mapping[str, Any]], *, title: str | None = "Training") -> "Figure":
-    """Metrics of a training run by epoch.
-
-    :param records: :attr:`pyro_ebm.training.Trainer.history`.
-    :param str title: heading.
-    :raises ValueError: if there are no records.
-    """
-    if not records:
-        raise ValueError("the history holds no epochs yet")
-    panels = {
-        "mean squared reconstruction error": {"training": "reconstruction_error"},
-        "mean free energy (nats)": {
-            "training": "free_energy_train",
-            "validation": "free_energy_validation",
-            "chains": "free_energy_chains",
-        },
-        "free energy, validation - training (nats)": {"": "free_energy_gap"},
-        "norm of the weights": {"": "weight_norm"},
-    }
-    shown = {n: p for n, p in panels.items() if any(m in records[-1] for m in p.values())}
-    figure = _figure(3.4 * len(shown), 3.0)
-    axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    epochs = [record["epoch"] for record in records]
-    for ax, (label, metrics) in zip(axes, shown.items(), strict=True):
-        for name, metric in metrics.items():
-            if metric in records[-1]:
-                values = [record.get(metric, np.nan) for record in records]
-                marker = "o" if len(epochs) < 3 else None
-                ax.plot(epochs, values, label=name, lw=1.2, marker=marker)
-        ax.set_title(label, fontsize=9)
-        ax.set_xlabel("epoch")
-        if len(ax.get_lines()) > 1:
-            ax.legend(frameon=False, fontsize=8)
-    _annotate(figure, title, None)
-    return figure
-
-
-def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
-    """Write a figure to a file, atomically: the picture is whole or not there.
-
-    :param figure: what a function of this module returned.
-    :param path: the file; its suffix sets the format. Its folder is made if missing.
-    :returns: the path.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.suffix.removeprefix(".") or "png"
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(temporary, format=kind, dpi=_DPI)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _figure(width: float, height: float) -> "Figure":
-    try:
-        module = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'pyro-ebm[plot]'") from error
-    # Constrained layout leaves room for titles and captions, whatever the shape of the images.
-    return module.Figure(figsize=(width, max(height, 1.2)), layout="constrained")
-
-
-def _annotate(figure: "Figure", title: str | None, caption: str | None) -> None:
-    if title:
-        figure.suptitle(title, fontsize=11)
-    if caption:
-        figure.supxlabel(caption, fontsize=8, color="0.35")
 
 
 def _show(ax: "Axes", tile: Array, low: float, high: float, colours: str) -> Any:
@@ -268,15 +145,9 @@ def _show(ax: "Axes", tile: Array, low: float, high: float, colours: str) -> Any
     return image
 
 
-def _array(values: Any) -> Array:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=np.float64)
-
-
 def _tiles(images: Tensor, image_shape: Sequence[int], num_columns: int | None) -> Array:
     """All images in one array, a line of one pixel (infinite) between them."""
-    array = _array(images)
+    array = to_array(images)
     shape = tuple(image_shape)
     if len(shape) not in (2, 3) or array.ndim != 2 or array.shape[1] != np.prod(shape):
         raise ValueError(f"images of shape {array.shape} are no rows of images of shape {shape}")

@@ -3,7 +3,8 @@
 
 """Chains for ArviZ, of both major versions.
 
-This module imports nothing but numpy at the top, and ArviZ where it is used.
+This file imports nothing but numpy at the top, and ArviZ where it is used, so that it can be loaded by
+its path where there is no torch.
 """
 
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["to_inference_data"]
+__all__ = ["draws_of", "stats_of", "to_inference_data"]
 
 Array = npt.NDArray[Any]
 
@@ -43,8 +44,8 @@ def to_inference_data(
     """
     import arviz as az
 
-    draws = _draws(posterior)
-    stats = _sample_stats(posterior) if sample_stats is None else dict(sample_stats)
+    draws = draws_of(posterior)
+    stats = stats_of(posterior) if sample_stats is None else dict(sample_stats)
     groups: dict[str, Any] = {
         "posterior": {name: _array(name, value) for name, value in draws.items()},
         "sample_stats": {name: _array(name, value) for name, value in stats.items()},
@@ -61,7 +62,8 @@ def to_inference_data(
     return az.from_dict(**groups, **options)
 
 
-def _draws(posterior: Any) -> Mapping[str, Any]:
+def draws_of(posterior: Any) -> Mapping[str, Any]:
+    """Draws by site, shape ``(chains, draws, *event)``."""
     if isinstance(posterior, Mapping):
         return posterior
     if hasattr(posterior, "get_samples"):
@@ -72,7 +74,7 @@ def _draws(posterior: Any) -> Mapping[str, Any]:
     )
 
 
-def _sample_stats(posterior: Any) -> dict[str, Any]:
+def stats_of(posterior: Any) -> dict[str, Any]:
     """Per-draw numbers that the kernel recorded; Pyro keeps them by chain."""
     if hasattr(posterior, "sample_stats"):
         return dict(posterior.sample_stats)

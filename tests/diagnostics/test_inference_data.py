@@ -21,7 +21,7 @@ from pyro_ebm.diagnostics import to_inference_data
 from pyro_ebm.distributions import RBM, BernoulliRBM
 from pyro_ebm.infer import BlockGibbs, VectorizedMCMC
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NUM_DRAWS = 50
 
 
