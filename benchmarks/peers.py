@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["rbms_trainer", "sklearn_trainer"]
+__all__ = ["rbms_annealing", "rbms_trainer", "sklearn_trainer"]
 
 
 def sklearn_trainer(data: Tensor, num_hidden: int, batch_size: int) -> Callable[[], None] | None:
@@ -100,3 +100,22 @@ def rbms_trainer(
                 )
 
     return run
+
+
+def rbms_annealing(
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    num_chains: int,
+    num_temperatures: int,
+) -> Callable[[], float] | None:
+    """Annealed importance sampling with the package rbms; None if it is missing."""
+    if importlib.util.find_spec("rbms") is None:
+        return None
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        from rbms.bernoulli_bernoulli.classes import BBRBM
+        from rbms.partition_function.ais import compute_partition_function_ais
+
+    parameters = BBRBM(weight.clone(), visible_bias.clone(), hidden_bias.clone())
+    return lambda: compute_partition_function_ais(num_chains, num_temperatures + 1, parameters)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from benchmarks.by_hand import HandWrittenRBM
 from benchmarks.harness import Timing, environment, time_in_turn
-from benchmarks.peers import rbms_trainer, sklearn_trainer
+from benchmarks.peers import rbms_annealing, rbms_trainer, sklearn_trainer
+from benchmarks.samplers import bench_collapsed, bench_tempering
 from pyro_ebm import nn
 from pyro_ebm.distributions import BernoulliRBM, GibbsSweep
 from pyro_ebm.infer import estimate_log_partition
@@ -149,15 +150,17 @@ def _difference_timing(
     return Timing(seconds, ratios)
 
 
-def bench_ais(rounds: int, num_temperatures: int) -> dict[str, Timing]:
+def bench_ais(rounds: int, num_temperatures: int, peers: bool) -> dict[str, Timing]:
     """Annealed importance sampling; times are per temperature."""
     machine = make_machine()
     by_hand = HandWrittenRBM(*machine)
     dist = BernoulliRBM(*machine)
-    candidates = {
+    candidates: dict[str, Callable[[], object]] = {
         "hand-written loop": lambda: by_hand.ais(machine[1], BATCH_SIZE, num_temperatures),
         "pyro_ebm": lambda: _quiet_estimate(dist, num_temperatures),
     }
+    if peers and (run := rbms_annealing(*machine, BATCH_SIZE, num_temperatures)):
+        candidates["rbms 0.5.0"] = run
     units = dict.fromkeys(candidates, float(num_temperatures))
     return time_in_turn(candidates, "hand-written loop", rounds=rounds, units=units)
 
@@ -183,7 +186,14 @@ def collect(quick: bool) -> dict[str, dict[str, Timing]]:
         "CD-1 update": bench_training(rounds, rows, 1, False, not quick),
         "PCD-1 update": bench_training(rounds, rows, 1, True, not quick),
         "PCD-10 update": bench_training(rounds, rows // 2, 10, True, not quick),
-        "AIS temperature, 100 chains": bench_ais(rounds, 100 if quick else 300),
+        "AIS temperature, 100 chains": bench_ais(rounds, 100 if quick else 300, not quick),
+        "Tempering sweep, 20 replicas x 10 chains": bench_tempering(rounds, make_machine()),
+        "Collapsed Gibbs, 784 Gaussian x 64, 128 chains x 32 steps": bench_collapsed(
+            rounds, 128, 32
+        ),
+        "Collapsed Gibbs, 784 Gaussian x 64, 1000 chains x 128 steps": bench_collapsed(
+            3 if quick else 7, 1000, 128
+        ),
     }
 
 
@@ -193,6 +203,8 @@ TARGETS = {
     "CD-1 update": 1.0,
     "PCD-10 update": 1.0,
     "AIS temperature, 100 chains": 1.2,
+    "Tempering sweep, 20 replicas x 10 chains": 1.2,
+    "Collapsed Gibbs, 784 Gaussian x 64, 1000 chains x 128 steps": 0.1,
 }
 
 

@@ -26,9 +26,11 @@ LAYERS = {
     "nn": {"ops", "distributions"},
     "infer": {"ops", "distributions"},
     "training": {"ops", "distributions", "nn", "infer"},
-    # Loaded by its path where there is no torch, so it stands alone.
-    "diagnostics": set(),
+    "diagnostics": {"ops", "distributions", "infer"},
+    "distances": {"ops", "distributions", "infer"},
 }
+# Loaded by their paths where there is no torch, so they stand alone: numpy, and ArviZ in functions.
+STANDALONE = [PACKAGE / "diagnostics" / f"{name}.py" for name in ("convergence", "inference_data")]
 # The top. No other part may import them.
 TOP = {"cli", "estimators", "__main__"}
 # Beside the standard library; the upper parts import what their extras install.
@@ -152,6 +154,12 @@ def test_layering_rules(
     monkeypatch.setitem(globals(), "PACKAGE", package)
     errors = list(layering_errors(part_of(path), imported_modules(path, tmp_path)))
     assert (errors == []) == allowed, errors
+
+
+@pytest.mark.parametrize("path", STANDALONE, ids=lambda path: path.name)
+def test_standalone_files(path: Path) -> None:
+    modules = {module.split(".")[0] for _, module in imported_modules(path)}
+    assert modules - set(sys.stdlib_module_names) == {"arviz", "numpy"}
 
 
 def test_import_is_light() -> None:

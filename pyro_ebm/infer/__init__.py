@@ -37,6 +37,7 @@ from pyro_ebm.infer.log_partition import (
 from pyro_ebm.infer.mcmc import (
     MALA,
     BlockGibbs,
+    Completions,
     DiscreteGibbs,
     DiscreteLangevin,
     Gibbs,
@@ -46,6 +47,7 @@ from pyro_ebm.infer.mcmc import (
     MetropolisBlockGibbs,
     ParallelTempering,
     VectorizedMCMC,
+    completions,
     free_energy_model,
     tune_ladder,
 )
@@ -54,6 +56,7 @@ __all__ = [
     "AIS",
     "MALA",
     "BlockGibbs",
+    "Completions",
     "ContrastiveDivergence",
     "DiscreteGibbs",
     "DiscreteLangevin",
@@ -77,6 +80,7 @@ __all__ = [
     "bracket_log_partition",
     "combine_estimates",
     "compare_log_partition",
+    "completions",
     "estimate_log_partition",
     "exact_log_partition",
     "exact_moments",

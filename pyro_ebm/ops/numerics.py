@@ -95,10 +95,18 @@ def softplus_step_sum(a: Tensor, beta: float | Tensor, beta_next: float | Tensor
     magnitude = a.abs()
     ratio = torch.mul(magnitude, -beta_next).exp_().add_(1.0)
     ratio.div_(magnitude.mul_(-beta).exp_().add_(1.0))
-    products = [part.prod(-1) for part in ratio.split(_RATIO_FACTORS, -1)]
-    change = torch.stack(products, -1).log_().sum(-1)
+    change = _products(ratio).log_().sum(-1)
     delta = beta_next - beta
     return torch.addcmul(change, delta[..., 0] if delta.dim() else delta, a.clamp(min=0.0).sum(-1))
+
+
+def _products(x: Tensor) -> Tensor:
+    """Products of at most :data:`_RATIO_FACTORS` neighbours along the last axis."""
+    size = x.shape[-1]
+    width = next(w for w in range(min(size, _RATIO_FACTORS), 0, -1) if size % w == 0)
+    if width > 8 or width == size:
+        return x.unflatten(-1, (-1, width)).prod(-1)
+    return torch.stack([part.prod(-1) for part in x.split(_RATIO_FACTORS, -1)], -1)
 
 
 def log_erfcx(x: Tensor) -> Tensor:

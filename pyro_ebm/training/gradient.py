@@ -78,8 +78,7 @@ class ContrastiveGradient:
                 len(batch), (self.num_chains,), device=batch.device, generator=self.generator
             )
             theta = theta[rows]
-        for _ in range(self.num_steps):
-            v, theta = sweep.step_from_theta(theta)
+        v, theta = sweep.run_from_theta(theta, self.num_steps)
         if self.persistent:
             self.chains = v
         return v, theta

@@ -4,6 +4,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from pyro.infer.mcmc.api import StreamingMCMC
 
 from pyro_ebm.diagnostics import to_inference_data
 from pyro_ebm.distributions import RBM, BernoulliRBM
-from pyro_ebm.infer import BlockGibbs, VectorizedMCMC
+from pyro_ebm.infer import BlockGibbs, ParallelTempering, VectorizedMCMC
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_DRAWS = 50
@@ -30,7 +31,10 @@ def machine() -> RBM:
 
 
 def run(driver: Any, num_chains: int, rbm: RBM) -> Any:
-    kernel = BlockGibbs(rbm)
+    return run_kernel(BlockGibbs(rbm), driver, num_chains)
+
+
+def run_kernel(kernel: Any, driver: Any, num_chains: int) -> Any:
     mcmc = driver(kernel, NUM_DRAWS, warmup_steps=5, num_chains=num_chains, disable_progbar=True)
     mcmc.run()
     return mcmc
@@ -195,6 +199,41 @@ def test_names_are_made_identifiers() -> None:
     )
     idata = to_inference_data(posterior)
     assert list(idata.sample_stats) == ["acceptance_rate"]
+
+
+class WithLadder(BlockGibbs):
+    """A kernel that also tells of things that are no numbers of draws."""
+
+    def diagnostics(self) -> dict[str, Any]:
+        return super().diagnostics() | {
+            "ladder": torch.linspace(0, 1, 7),
+            "rates": torch.ones(NUM_DRAWS, 7),
+            "tempering": {"betas": torch.zeros(NUM_DRAWS, 4)},
+        }
+
+
+def test_other_arrays_are_left_out() -> None:
+    mcmc = VectorizedMCMC(WithLadder(machine()), NUM_DRAWS, num_chains=4, disable_progbar=True)
+    mcmc.run()
+    assert list(to_inference_data(mcmc).sample_stats) == ["energy"]
+
+
+def test_tempering() -> None:
+    kernel = ParallelTempering(machine(), betas=[0.0, 0.5, 1.0])
+    kernel.save_params = ["v", "v.identity"]
+    idata = to_inference_data(run_kernel(kernel, VectorizedMCMC, 4))
+    assert list(idata.sample_stats) == ["energy"]
+    assert idata.posterior["v.identity"].shape == (4, NUM_DRAWS, 3)
+
+
+def test_wall_time() -> None:
+    """That of the draws, without the warm-up."""
+    mcmc = VectorizedMCMC(BlockGibbs(machine()), 8, 400, num_chains=4, disable_progbar=True)
+    assert mcmc.seconds is None
+    started = time.perf_counter()
+    mcmc.run()
+    assert mcmc.seconds is not None
+    assert 0.0 < mcmc.seconds < 0.5 * (time.perf_counter() - started)
 
 
 def test_arviz_is_loaded_only_where_it_is_used() -> None:

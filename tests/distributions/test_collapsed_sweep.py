@@ -149,7 +149,7 @@ class TestLaw:
             assert 3 * law.check_hidden(end[:, i], starts[i], 2) > ALPHA
 
     def test_blocks_of_noise_end_anywhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Seven sweeps from blocks of three, on a machine that remembers: it flips in one of 25."""
+        """Seven sweeps from blocks of three, on a machine that remembers: it flips in one of nine."""
         one = torch.ones(2, dtype=torch.float64)
         rbm = RBM(
             units.Gaussian(0.0 * one, one), units.Bernoulli(-4.0 * one[:1]), 2.0 * one[:, None]

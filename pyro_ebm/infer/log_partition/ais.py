@@ -96,7 +96,8 @@ def estimate_log_partition(
         after the other and combined, see :func:`combine_estimates`.
     :param int num_seeds: that many seeds from ``seed`` upwards.
     :param int chunk_size: chains that are annealed at a time; all of a seed's if None.
-    :param checkpoint: a file to save the state to, and to resume from.
+    :param checkpoint: a file to save the state to, and to resume from; ``kernel`` must then make
+        kernels without a generator of their own.
     :param float checkpoint_seconds: time between two writings.
     :param bool progress: whether to show a progress bar.
     :raises TypeError: if ``dist`` is no RBM, ``path`` no Path, or ``kernel`` makes no kernel of ours.
@@ -271,7 +272,7 @@ def _plan(dist: RBM, method: str, options: _Options) -> AnnealingPlan:
     else:
         check_path(path, dist)
     if options.kernel is not None:
-        check_kernel(options.kernel, path)
+        check_kernel(options.kernel, path, resumable=options.checkpoint is not None)
     start = None
     if method == "reverse-ais":
         start = ReverseStart(dist, options.start, options.initial, options.num_chains)

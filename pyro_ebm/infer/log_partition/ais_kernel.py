@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Size, Tensor
 
 from pyro_ebm.distributions import RBM, GibbsSweep
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate
@@ -140,9 +140,9 @@ class AIS(MachineKernel):
         full = self.chain_shape + self.target.batch_shape
         parameter, chain = chain_axes((1, *full), (1, *self.target.parameter_batch_shape))
         order = [i - 1 for i in chain + parameter if i > 0]
-        x = x.reshape(*(full[i] for i in order), *event)
+        x = x.reshape(Size((*(full[i] for i in order), *event)))
         back = sorted(range(len(order)), key=order.__getitem__)
-        return x.permute(*back, *range(len(order), x.dim()))
+        return x.permute((*back, *range(len(order), x.dim())))
 
     def _start(self) -> Tensor:
         return self._arrange(

@@ -173,20 +173,20 @@ def compare_log_partition(
     200), all of it included: pilot runs are not, but warm-up, the tuning of ladders and the samples that
     reverse chains start from are, a fifth, a third or a half of the budget.
 
-    ===================  ================================================================================
-    method               what it is
-    ===================  ================================================================================
-    ``"ais"``            annealed importance sampling, from below
-    ``"reverse-ais"``    the same from above, from exact or tempered samples
-    ``"bidirectional"``  both, by :func:`bidirectional_log_partition`
-    ``"bar"``            tempering and Bennett's ratio of neighbours, :func:`tempering_log_partition`
-    ``"mbar"``           tempering and all levels together
-    ``"ti"``             tempering and thermodynamic integration
-    ``"moment-ais"``     annealing along :func:`~pyro_ebm.infer.paths.moment_averaged_path`
+    ====================  =========================================================================
+    method                what it is
+    ====================  =========================================================================
+    ``"ais"``             annealed importance sampling, from below
+    ``"reverse-ais"``     the same from above, from exact or tempered samples
+    ``"bidirectional"``   both together, :func:`bidirectional_log_partition`
+    ``"bar"``             tempering, Bennett's ratio of neighbours, :func:`tempering_log_partition`
+    ``"mbar"``            tempering, all levels together
+    ``"ti"``              tempering, thermodynamic integration
+    ``"moment-ais"``      annealing along :func:`~pyro_ebm.infer.paths.moment_averaged_path`
     ``"trajectory-ais"``  annealing through ``checkpoints``, :func:`trajectory_log_partition`
-    ``"raise"``          log Z from above by :func:`raise_log_likelihood` of ``data``; data that is unlike
-                         the machine makes it too high
-    ===================  ================================================================================
+    ``"raise"``           from above, :func:`raise_log_likelihood` of ``data`` (too high for data that
+                          are unlike the machine's)
+    ====================  =========================================================================
 
     ``"bar"``, ``"mbar"`` and ``"ti"`` read one and the same run, so that they cost the budget once, and
     agree with each other more than their error bars say.
@@ -208,9 +208,9 @@ def compare_log_partition(
     >>> import torch
     >>> from pyro_ebm.distributions import BernoulliRBM
     >>> rbm = BernoulliRBM(torch.ones(6, 4), -2 * torch.ones(6), -3 * torch.ones(4))
-    >>> comparison = compare_log_partition(rbm, ["ais", "bidirectional"], budget=10_000, seed=0)
-    >>> [round(e.value.item(), 1) for e in comparison.estimates.values()]
-    [4.5, 4.5]
+    >>> comparison = compare_log_partition(rbm, ["ais", "bidirectional"], budget=20_000, seed=0)
+    >>> bool(comparison.lower < exact_log_partition(rbm) < comparison.upper)
+    True
     >>> comparison.disagreements, comparison.flagged
     ({}, ())
     """

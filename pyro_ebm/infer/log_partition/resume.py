@@ -4,6 +4,7 @@
 """Files that a long run can be resumed from."""
 
 import hashlib
+import io
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -75,10 +76,9 @@ class ResumeFile:
         return state
 
     def _load(self) -> Any:
+        data = self.path.read_bytes()
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:
             # Whatever a damaged archive makes torch raise: RuntimeError, UnpicklingError, EOFError, ...
             raise ValueError(f"{self.path} is damaged or no checkpoint: {error}") from error

@@ -85,7 +85,8 @@ def tempering_log_partition(
     :param str method: ``"bar"``, ``"mbar"`` or ``"ti"``.
     :param int num_chains: independent sets of replicas, at least 2; their disagreement gives the
         standard error, so that 10 or more are better.
-    :param int num_samples: recorded draws of each chain.
+    :param int num_samples: recorded draws of each chain; a draw takes 24 bytes for each replica and
+        element of the batch.
     :param int thin: sweeps of all levels from one draw to the next.
     :param int warmup_steps: sweeps before the first draw, after the ladder is tuned.
     :param int num_replicas: levels of the ladder; as many as let neighbours exchange three times out of

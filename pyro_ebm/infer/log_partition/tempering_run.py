@@ -116,9 +116,13 @@ class TemperingRun:
 class _Recorder:
     """Collects the numbers of the draws."""
 
-    def __init__(self, ladder: Ladder, table_stride: int | None, state_stride: int | None) -> None:
+    def __init__(
+        self, ladder: Ladder, num_samples: int, table_stride: int | None, num_states: int
+    ) -> None:
         self._ladder = ladder
-        self._table_stride, self._state_stride = table_stride, state_stride
+        self._table_stride, self._num_states = table_stride, num_states
+        # The last draw of each stride, so that the first state is not close to the start.
+        self._state_stride = max(1, num_samples // max(1, num_states))
         self._up: list[Tensor] = []
         self._down: list[Tensor] = []
         self._slopes: list[Tensor] = []
@@ -138,9 +142,8 @@ class _Recorder:
         draw = len(self._up) - 1
         if self._table_stride is not None and draw % self._table_stride == 0:
             self._tables.append(ladder.log_density_table(v, fields).double())
-        # The last of each stride, so that the first one is not close to the start.
-        if self._state_stride is not None and (draw + 1) % self._state_stride == 0:
-            self._states.append(v.select(axis - 1, -1))
+        if self._num_states > 0 and (draw + 1) % self._state_stride == 0:
+            self._states = [*self._states, v.select(axis - 1, -1)][-self._num_states :]
 
     def run(self, path: Path, betas: list[float], round_trips: Tensor) -> TemperingRun:
         return TemperingRun(
@@ -192,8 +195,9 @@ def run_tempering(
             tick()
     recorder = _Recorder(
         ladder,
+        num_samples,
         _table_stride(ladder, num_chains, num_samples) if table else None,
-        num_samples // num_states if num_states else None,
+        num_states,
     )
     trips = RoundTrips(replicas, ladder.level_axis)
     for _ in range(num_samples):

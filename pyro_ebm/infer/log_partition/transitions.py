@@ -34,16 +34,25 @@ def kernel_transition(make_kernel: MakeKernel, generator: Generator | None) -> T
     return move
 
 
-def check_kernel(make_kernel: MakeKernel, path: Path) -> None:
+def check_kernel(make_kernel: MakeKernel, path: Path, *, resumable: bool = False) -> None:
     """Refuse what makes no kernel of ours.
 
-    :raises TypeError: if it does not.
+    :param make_kernel: makes the kernel.
+    :param Path path: the path whose machines it is for.
+    :param bool resumable: whether all of its random bits must come from the run's generator, whose state is
+        saved.
+    :raises TypeError: if it makes none.
+    :raises ValueError: if it has a source of random bits of its own, and must not.
     """
     kernel = make_kernel(path.target)
     if not isinstance(kernel, VectorizedKernel):
         raise TypeError(
             f"kernel must make a kernel of chains in one tensor, such as BlockGibbs, got "
             f"{type(kernel).__name__}"
+        )
+    if resumable and getattr(kernel, "generator", kernel) is not None:
+        raise ValueError(
+            "kernel must draw from the generator of the run, whose state is saved: make it without one"
         )
 
 

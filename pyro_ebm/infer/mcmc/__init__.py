@@ -3,6 +3,7 @@
 
 """Pyro MCMC kernels and the vectorised driver."""
 
+from pyro_ebm.infer.mcmc.completions import Completions, completions
 from pyro_ebm.infer.mcmc.compound import Gibbs
 from pyro_ebm.infer.mcmc.discrete_gibbs import DiscreteGibbs
 from pyro_ebm.infer.mcmc.gibbs import BlockGibbs
@@ -18,6 +19,7 @@ from pyro_ebm.infer.mcmc.vectorized import VectorizedMCMC
 __all__ = [
     "MALA",
     "BlockGibbs",
+    "Completions",
     "DiscreteGibbs",
     "DiscreteLangevin",
     "FreeEnergyModel",
@@ -30,6 +32,7 @@ __all__ = [
     "ParallelTempering",
     "VectorizedKernel",
     "VectorizedMCMC",
+    "completions",
     "free_energy_model",
     "run_kernel",
     "tune_ladder",

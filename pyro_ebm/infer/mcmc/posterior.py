@@ -12,17 +12,15 @@ from torch import Tensor
 from pyro_ebm.distributions import RBM
 from pyro_ebm.infer.mcmc.site_density import (
     SiteDensity,
-    densities_agree,
     initial_trace,
     latent_sites,
 )
 from pyro_ebm.infer.mcmc.site_field import (
-    Field,
+    NUM_CHECKS,
     FixedDifferenceField,
-    LocalField,
-    check_linear,
-    exact_gradient,
-    measure_field,
+    choose_linear,
+    exact_gradients,
+    nonlinearity,
     random_states,
     refuse_nonlinear,
 )
@@ -97,11 +95,12 @@ class MachinePosterior:
             )
         self._density = density
         self._reference = start = random_states(rbm)
-        check_linear(density, rbm, start, measure_field(density, rbm.visible, start))
-        gradient = exact_gradient(density, rbm.visible, start)
         fixed = FixedDifferenceField(density, rbm.visible, start)
-        self._field: Field = fixed if gradient is None else gradient
-        self._local: LocalField | None = None
+        gradients = exact_gradients(density, rbm.visible, start)
+        checked = random_states(rbm, (NUM_CHECKS,))
+        self._field = choose_linear(density, [*gradients, fixed], start, checked) or fixed
+        self._local = self._field(start)
+        self._check_linear(checked)
 
     def machine(self) -> RBM:
         """The posterior at the present values of the rest, unnormalised."""
@@ -117,16 +116,14 @@ class MachinePosterior:
         :param Tensor v: states, shape ``chain_shape + rows + (V,)``.
         :raises ValueError: if they differ.
         """
-        assert self._local is not None, "machine() comes first"
-        density = self._density
         # A wrong field can hide itself: it may draw only states for which it is right.
-        random = random_states(_machine(density), (3 if density.runs_chains else 1,))
-        states = torch.cat([v.reshape(-1, *random.shape[1:]), random])
-        value = density.log_density(states)
-        change = self._local.linear(states) - self._local.linear(self._reference)
-        expected = self._local.log_density + change
-        if not bool(densities_agree(value, expected, v.dtype).all()):
-            refuse_nonlinear(self.site, (value - expected).abs().max().item())
+        random = random_states(_machine(self._density), (3 if self._density.runs_chains else 1,))
+        self._check_linear(torch.cat([v.reshape(-1, *random.shape[1:]), random]))
+
+    def _check_linear(self, states: Tensor) -> None:
+        error = nonlinearity(self._density, self._local, self._reference, states, self._field.slack)
+        if error > 0.0:
+            refuse_nonlinear(self.site, error)
 
 
 def _machine(density: SiteDensity) -> RBM:

@@ -35,6 +35,7 @@ class ReplicaLayout:
             parameter, chain = list(range(len(batch_shape))), []
         offset = len(chain_shape)
         self._order = [*range(offset), *(offset + i for i in [*chain, *parameter])]
+        self._is_plain = not chain
         #: Leading axes of the replicas.
         self.chains = chain_shape + Size([full_batch_shape[i] for i in chain])
 
@@ -44,11 +45,15 @@ class ReplicaLayout:
 
     def fold(self, x: Tensor) -> Tensor:
         """States of one level, shape ``chains + batch_shape + (V,)``, from those of the kernel."""
+        if self._is_plain:
+            return x
         moved = x.permute([*self._order, x.dim() - 1])
         return moved.reshape([*self.chains, *self.batch_shape, x.shape[-1]])
 
     def unfold(self, x: Tensor, event_shape: Sequence[int] = ()) -> Tensor:
         """Numbers of one level in the kernel's layout; the inverse of :meth:`fold`."""
+        if self._is_plain:
+            return x
         moved = x.reshape([*(self._full[i] for i in self._order), *event_shape])
         inverse = sorted(range(len(self._order)), key=self._order.__getitem__)
         return moved.permute([*inverse, *range(len(inverse), moved.dim())])

@@ -233,6 +233,8 @@ class ParallelTempering(MachineKernel):
         )
         self._betas = self._ladder.betas
         self._rounds = warmup_rounds(self._warmup_steps) if self.adapt else []
+        device = self.target.weight.device
+        self._turns = [torch.full(self.chain_shape, parity, device=device) for parity in (0, 1)]
 
     def refresh(self) -> None:
         """Refuse to be a part of :class:`~pyro_ebm.infer.Gibbs`: the other levels depend on the values of
@@ -296,8 +298,7 @@ class ParallelTempering(MachineKernel):
         return f"{self.site}.replicas", f"{self.site}.identity", f"{self.site}.parity"
 
     def _params(self, draw: Tensor, replicas: Replicas) -> dict[str, Tensor]:
-        parity = torch.full(self.chain_shape, replicas.parity, device=draw.device)
-        values = (replicas.v, replicas.identity, parity)
+        values = (replicas.v, replicas.identity, self._turns[replicas.parity])
         return {self.site: draw, **dict(zip(self._names(), values, strict=True))}
 
     def _read(self, params: dict[str, Tensor]) -> Replicas:

@@ -81,12 +81,18 @@ class GeometricPath(Path):
         """W'v + c, whatever beta is."""
         return affine(v, self._weight, self._hidden_bias)
 
+    def bias_pull(self, v: Tensor) -> Tensor:
+        """What the change of the visible biases along the path adds to the log-density of states."""
+        if self._bias_change.dim() == 1:
+            return v @ self._bias_change
+        return (v * self._bias_change).sum(-1)
+
     @torch.no_grad()
     def log_ratio(
         self, v: Tensor, fields: Tensor, beta: float, beta_next: float
     ) -> tuple[Tensor, Tensor]:
         change = self._hidden.natural_log_partition_step(fields, beta, beta_next)
-        return change + (beta_next - beta) * (v * self._bias_change).sum(-1), fields
+        return change + (beta_next - beta) * self.bias_pull(v), fields
 
     @torch.no_grad()
     def move(self, fields: Tensor, beta: float) -> Tensor:
@@ -134,10 +140,10 @@ class GeometricLadder(Ladder):
     @torch.no_grad()
     def sweep(self, fields: Tensor) -> tuple[Tensor, Tensor]:
         path = self._path
-        h = path._hidden.natural_sample(self._beta * fields, self.generator)
+        h = _draw_(path._hidden, self._beta * fields, self.generator)
         theta = apply_weight(h, path._weight_t)
         torch.addcmul(self._bias, self._beta, theta, out=theta)
-        v = path._visible.natural_sample(theta, self.generator)
+        v = _draw_(path._visible, theta, self.generator)
         return v, path.fields(v)
 
     def _visible_density(self, v: Tensor) -> Tensor:
@@ -151,13 +157,13 @@ class GeometricLadder(Ladder):
     def log_density(self, v: Tensor, fields: Tensor) -> Tensor:
         path, beta = self._path, self._beta
         hidden = path._hidden.natural_log_partition(beta * fields)
-        change = (v * path._bias_change).sum(-1) + path._constant
+        change = path.bias_pull(v) + path._constant
         return self._visible_density(v) + hidden + beta.squeeze(-1) * change
 
     @torch.no_grad()
     def log_density_table(self, v: Tensor, fields: Tensor) -> Tensor:
         path = self._path
-        base, change = self._visible_density(v), (v * path._bias_change).sum(-1) + path._constant
+        base, change = self._visible_density(v), path.bias_pull(v) + path._constant
         return torch.stack(
             [
                 base + path._hidden.natural_log_partition(beta * fields) + beta * change
@@ -171,7 +177,7 @@ class GeometricLadder(Ladder):
         integrand of thermodynamic integration; the shape is that of :meth:`log_density`."""
         path = self._path
         hidden = (fields * path._hidden.natural_mean(self._beta * fields)).sum(-1)
-        return (v * path._bias_change).sum(-1).double() + hidden + path._constant
+        return path.bias_pull(v).double() + hidden + path._constant
 
     def _to_level(self, v: Tensor, fields: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Change of the log-density without its constant, and of beta, from the own level to another."""
@@ -179,7 +185,7 @@ class GeometricLadder(Ladder):
         beta_level = beta.index_select(0, level)
         hidden = path._hidden.natural_log_partition_step(fields, beta, beta_level)
         step = (beta_level - beta).squeeze(-1)
-        return hidden + step * (v * path._bias_change).sum(-1), step
+        return hidden + step * path.bias_pull(v), step
 
     @torch.no_grad()
     def level_log_ratio(self, v: Tensor, fields: Tensor, level: Tensor) -> Tensor:
@@ -192,6 +198,14 @@ class GeometricLadder(Ladder):
     ) -> tuple[Tensor, Tensor | None]:
         to_partner, _ = self._to_level(v, fields, partner)
         return to_partner + to_partner.index_select(self.level_axis, partner), None
+
+
+def _draw_(unit: Unit, theta: Tensor, generator: Generator | None) -> Tensor:
+    """A state drawn at the natural parameter theta, which may be overwritten."""
+    noise = unit.natural_noise(theta.shape, generator)
+    if noise is None:
+        return unit.natural_sample(theta, generator)
+    return unit.natural_sample_from(theta, noise)
 
 
 def base_unit(dist: RBM, base: Tensor | str | None) -> Unit:

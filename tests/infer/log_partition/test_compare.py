@@ -243,6 +243,8 @@ class TestCompare:
             # Estimates from one side are off to this side, by little here.
             assert abs(estimate.value - self.CASE.log_z) < T_LIMIT * estimate.std_error + 0.1, name
             assert estimate.settings["seconds"] > 0.0
+        both_ways = comparison.estimates["bidirectional"].settings
+        assert 2 * both_ways["num_chains"] * both_ways["num_temperatures"] <= comparison.budget
         assert comparison.lower < self.CASE.log_z < comparison.upper
         assert comparison.upper - comparison.lower < 1.0
 

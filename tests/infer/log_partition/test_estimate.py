@@ -139,6 +139,71 @@ class TestWarnings:
         LogPartitionBracket(around(10.01), around(10.0, reverse=True))
 
 
+class TestFromError:
+    @staticmethod
+    def make(**options: Any) -> LogPartitionEstimate:
+        defaults: dict[str, Any] = {"value": 3.0, "std_error": 0.5, "ess": 12.0}
+        defaults["settings"] = {"method": "bar", "num_chains": 4, "seed": 1}
+        return LogPartitionEstimate.from_error(**(defaults | options))
+
+    @pytest.mark.parametrize("degrees", [None, 3, 9, 99])
+    def test_interval(self, degrees: int | None) -> None:
+        estimate = self.make(degrees_of_freedom=degrees)
+        expected = stats.norm.ppf(0.975) if degrees is None else stats.t.ppf(0.975, degrees)
+        assert (estimate.upper - 3.0).item() == pytest.approx(0.5 * expected, rel=0.02)
+        assert (3.0 - estimate.lower).item() == pytest.approx(0.5 * expected, rel=0.02)
+        assert estimate.log_weights is None and estimate.reliable and estimate.side is None
+
+    def test_no_degrees_of_freedom(self) -> None:
+        estimate = self.make(degrees_of_freedom=0)
+        assert estimate.lower == -math.inf and estimate.upper == math.inf
+
+    def test_given_ends(self) -> None:
+        estimate = self.make(lower=2.0, degrees_of_freedom=9)
+        assert estimate.lower == 2.0 and estimate.upper > 4.0
+        assert self.make(upper=torch.tensor(7.0)).upper == 7.0
+
+    def test_batches_broadcast_and_are_float64(self) -> None:
+        value = torch.zeros(2, 3, requires_grad=True)
+        estimate = self.make(value=value, std_error=torch.ones(3), ess=None, lower=-1.0)
+        for name in ("value", "std_error", "lower", "upper", "ess"):
+            tensor = getattr(estimate, name)
+            assert tensor.shape == (2, 3) and tensor.dtype == torch.float64
+            assert not tensor.requires_grad
+        assert estimate.ess.isnan().all()
+        assert estimate[0, 1].value.shape == () and estimate[1].std_error.shape == (3,)
+
+    def test_flags_warn_once(self) -> None:
+        with pytest.warns(LogPartitionWarning, match="few round trips; low swap rate: ") as caught:
+            estimate = self.make(flags=["few round trips", "low swap rate"])
+        assert len(caught) == 1 and caught[0].filename == __file__
+        assert estimate.flags == ("few round trips", "low swap rate") and not estimate.reliable
+        assert not self.make(flags=["few round trips"], warn=False).reliable
+
+    def test_infinite_values_are_flagged(self) -> None:
+        assert self.make(value=math.nan, warn=False).flags == ("the estimate is not finite",)
+
+    def test_words(self) -> None:
+        assert str(self.make()) == (
+            "log Z = 3.000 +- 0.500 (95 %: 2.020 to 3.980; ESS 12.0) by bar, 4 chains"
+        )
+        assert str(self.make(ess=None, flags=["a", "b"], warn=False)) == (
+            "log Z = 3.000 +- 0.500 (95 %: 2.020 to 3.980) by bar, 4 chains; SUSPICIOUS: a; b"
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"settings": {"seed": 1}}, r"settings must name the method, got \['seed'\]"),
+            ({"std_error": -0.1}, "std_error must not be negative, got -0.1"),
+            ({"side": "left"}, 'side must be "below", "above" or None, got \'left\''),
+        ],
+    )
+    def test_wrong(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            self.make(**options)
+
+
 class TestBracket:
     def test_ends(self) -> None:
         forward, reverse = around(10.0), around(12.0, reverse=True)
@@ -152,6 +217,24 @@ class TestBracket:
         forward, reverse = around(10.02), around(10.0, reverse=True)
         bracket = LogPartitionBracket(forward, reverse)
         assert bracket.lower == reverse.lower and bracket.upper == forward.upper
+
+    def test_flags_of_both_sides_and_of_the_pair(self) -> None:
+        heavy = torch.zeros(100, dtype=torch.float64)
+        heavy[0] = 20.0
+        low = LogPartitionEstimate.from_log_weights(heavy, dict(SETTINGS), warn=False)
+        bracket = LogPartitionBracket(low, around(15.5, reverse=True))
+        assert bracket.flags[0].startswith("from below: the effective sample size is 1.0")
+        assert not bracket.reliable and not bracket.crossed
+        assert bracket.width == bracket.upper - bracket.lower
+        with pytest.warns(LogPartitionWarning):
+            crossed = LogPartitionBracket(around(12.0), around(10.0, reverse=True))
+        assert crossed.crossed and "above the upper bound" in crossed.flags[-1]
+        assert LogPartitionBracket(around(10.0), around(12.0, reverse=True)).reliable
+
+    def test_elements(self) -> None:
+        batch = estimate(torch.zeros(20, 2))
+        bracket = LogPartitionBracket(batch, batch)[1]
+        assert bracket.value.shape == () and len(str(bracket).splitlines()) == 3
 
     @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
     def test_of_a_machine(self, batched: bool) -> None:

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from pyro_ebm.distributions import BernoulliRBM, GibbsSweep
-from pyro_ebm.infer import LogPartitionWarning, bracket_log_partition, log_likelihood
+from pyro_ebm.infer import (
+    LogPartitionWarning,
+    bracket_log_partition,
+    estimate_log_partition,
+    log_likelihood,
+)
 
 #: Published: 451.28, with 450.97 to 451.52 as plus and minus three standard errors.
 LOG_Z = 451.28
@@ -78,6 +83,27 @@ def test_short_runs_bound_from_both_sides(arrays: dict[str, np.ndarray]) -> None
     assert LOG_Z_LOW - 1.5 < bracket.reverse.value.item() < 458.0
     assert bracket.forward.settings["base"] == "data means"
     assert bracket.reverse.settings["start"] == "given"
+
+
+def test_a_hundred_temperatures_are_flagged(arrays: dict[str, np.ndarray]) -> None:
+    """Nats off with a small naive error bar, and the estimate says that it is not to be trusted."""
+    rbm = machine(arrays, torch.float32)
+    naive_misses, errors = 0, []
+    for seed in range(6):
+        with pytest.warns(LogPartitionWarning, match="a few chains carry the estimate"):
+            estimate = estimate_log_partition(
+                rbm,
+                num_chains=100,
+                num_temperatures=100,
+                base=torch.as_tensor(arrays["train_mean"]),
+                seed=seed,
+            )
+        assert not estimate.reliable
+        assert any("standard deviation of the log-weights" in flag for flag in estimate.flags)
+        naive_misses += bool(LOG_Z - estimate.value > 1.98 * estimate.std_error)
+        errors.append(estimate.value.item() - LOG_Z)
+    assert naive_misses >= 2
+    assert np.median(errors) < -1.0
 
 
 @pytest.mark.slow

@@ -68,7 +68,8 @@ def split(run: TemperingRun) -> TemperingRun:
 
 
 @lru_cache
-def long_run(case: Case) -> TemperingRun:
+def long_run(name: str) -> TemperingRun:
+    case = next(case for case in machines() if case.name == name)
     path = GeometricPath(case.rbm, base_unit(case.rbm, None), torch.Generator().manual_seed(5))
     tuning = tune_ladder(path, num_rounds=4, target_rejection=0.4)
     betas = tuning.ladder(max(12, len(tuning.betas)))
@@ -88,7 +89,9 @@ def runs(method: str, cases: list[Case]) -> tuple[LogPartitionEstimate, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LogPartitionWarning)
         estimates = [
-            read_tempering(case.rbm.expand((NUM_RUNS,)), split(long_run(case)), method, {}, 0.0)
+            read_tempering(
+                case.rbm.expand((NUM_RUNS,)), split(long_run(case.name)), method, {}, 0.0
+            )
             for case in cases
         ]
     names = ("value", "std_error", "lower", "upper", "ess")
@@ -183,7 +186,7 @@ class TestMistakesAreCaught:
 
     @METHOD
     def test_nothing_wrong(self, method: str) -> None:
-        assert abs(self.z(method, long_run(self.CASE))) < T_LIMIT
+        assert abs(self.z(method, long_run(self.CASE.name))) < T_LIMIT
 
     BREAKS: dict[str, Callable[[TemperingRun], dict[str, Any]]] = {
         "directions exchanged": lambda r: {"up": r.down, "down": r.up},
@@ -223,7 +226,7 @@ class TestMistakesAreCaught:
         ],
     )
     def test_mistakes(self, method: str, mistake: str) -> None:
-        run = long_run(self.CASE)
+        run = long_run(self.CASE.name)
         broken = dataclasses.replace(run, **self.BREAKS[mistake](run))
         assert abs(self.z(method, broken)) > 10.0
 
@@ -239,6 +242,14 @@ class TestRun:
         expected = exact_features(to_machine(rbm))
         assert z_scores(features(run.states[:, 1]), expected).abs().max() < Z_LIMIT
         assert not torch.equal(run.states[:, 0], run.states[:, 1])
+
+    @pytest.mark.parametrize("num_samples", [4, 7, 8, 9])
+    def test_number_of_states(self, num_samples: int) -> None:
+        rbm = random_rbm(("bernoulli", "ising"), batched=True)
+        path = GeometricPath(rbm, base_unit(rbm, None))
+        options: dict[str, Any] = {"num_samples": num_samples, "num_states": 4}
+        run = run_tempering(path, [0.0, 1.0], num_chains=3, warmup_steps=0, **options)
+        assert run.states is not None and run.states.shape == (3, 4, 2, 3, 3)
 
     def test_swap_rate(self) -> None:
         """Ratios on both sides of a pair give the acceptance of the exchange."""

@@ -209,6 +209,20 @@ class TestCoupledBits:
         with pytest.raises(ValueError, match=r"not linear in the states of site 'v'.*Metropolis"):
             run(later, initial_params=start)
 
+    def test_noise_that_hid_its_square_at_first(self) -> None:
+        """With a wide scale the log-density is as good as linear in real numbers, later it is not."""
+
+        def model() -> None:
+            scale = pyro.sample("scale", dist.HalfCauchy(100.0))
+            v = pyro.sample("v", PRIOR.to(torch.float32))
+            pyro.sample("x", dist.Normal(v, scale).to_event(1), obs=SEEN.float())
+
+        kernel = Gibbs(
+            [(lambda v: {"scale": v["scale"] / 2}, ["scale"]), (BlockGibbs(model), ["v"])]
+        )
+        start = {"scale": torch.tensor(1000.0)}
+        assert run(kernel, num_samples=10, warmup_steps=0, initial_params=start).get_samples()
+
 
 NUM_ROWS = 6
 

@@ -84,7 +84,7 @@ def drift(rbm: RBM, rest: Rest, count: int = 60_000) -> tuple[float, float, Tens
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_exact_draws_stay_exact(pair: tuple[str, str]) -> None:
-    rbm = random_rbm(pair, offsets=True, scale=2.0)
+    rbm = random_rbm(pair, offsets=True, scale=1.5)
     before, after, accept_prob = drift(rbm, bent)
     assert before < Z_LIMIT and after < Z_LIMIT
     assert 0.2 < accept_prob.mean() < 0.99

@@ -286,26 +286,29 @@ class TestState:
         params = {"v": torch.ones(6, 3, dtype=torch.float64), "v.replicas": other}
         assert kernel.sample(params)["v.replicas"].shape == (6, 3, 3)
 
-    @pytest.mark.parametrize("batched", [False, True])
-    def test_expanded_target(self, batched: bool) -> None:
+    @pytest.mark.parametrize(
+        ("own", "full"), [((), (4, 5)), ((2, 1), (4, 2, 5)), ((2, 1, 1), (2, 4, 5))]
+    )
+    def test_expanded_target(self, own: tuple[int, ...], full: tuple[int, ...]) -> None:
         """Every element of an expanded batch is a chain of its own, in the right place."""
         rbm = random_rbm(("bernoulli", "ising"), offsets=True)
-        if batched:
-            bias = torch.tensor([[-40.0], [40.0]], dtype=torch.float64).expand(2, 3).unsqueeze(1)
+        if own:
+            # All bits off in the first half of the batch, all on in the second.
+            bias = torch.tensor([-40.0, 40.0], dtype=torch.float64).view(*own, 1).expand(*own, 3)
             rbm = RBM(units.Bernoulli(bias), rbm.hidden, rbm.weight)
-        expanded = rbm.expand((4, 2, 5) if batched else (4, 5))
+        expanded = rbm.expand(full)
         kernel = self.prepared(expanded)
         params = kernel.sample(kernel.initial_params)
         params = kernel.sample({name: value.clone() for name, value in params.items()})
-        assert params["v"].shape == (6, *expanded.batch_shape, 3)
-        torch.testing.assert_close(
-            kernel.diagnostics()["energy"][-1], expanded.free_energy(params["v"])
-        )
-        assert kernel.diagnostics()["tempering"]["round_trips"].shape == params["v"].shape[:-1]
-        if batched:
-            assert (params["v"][:, :, 0] == 0).all() and (params["v"][:, :, 1] == 1).all()
-        else:
+        assert params["v"].shape == (6, *full, 3)
+        energy = kernel.diagnostics()["energy"][-1]
+        torch.testing.assert_close(energy, expanded.free_energy(params["v"]))
+        assert kernel.diagnostics()["tempering"]["round_trips"].shape == (6, *full)
+        if not own:
             assert len({tuple(row.tolist()) for row in params["v"].reshape(-1, 3)}) > 2
+            return
+        off, on = params["v"].unbind(full.index(2) + 1)
+        assert (off == 0).all() and (on == 1).all()
 
     def test_num_steps(self) -> None:
         """Three steps a draw are every third draw of one step each."""

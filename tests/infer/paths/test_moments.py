@@ -19,8 +19,13 @@ from pyro_ebm.infer.paths import (
     moment_averaged_path,
     moments,
 )
+from pyro_ebm.infer.paths.canonical import canonical
 from pyro_ebm.infer.paths.moment_fit import ChainFit
-from pyro_ebm.infer.paths.moment_statistics import base_moments
+from pyro_ebm.infer.paths.moment_statistics import (
+    base_moments,
+    enumerated_moments,
+    sampled_moments,
+)
 from pyro_ebm.ops.numerics import effective_sample_size
 from tests import brute_force
 from tests.distributions.families import CONTINUOUS, FAMILIES, random_rbm, to_machine
@@ -156,6 +161,35 @@ class TestWithChains:
         got = moments_of(path.knots[1])[0]
         np.testing.assert_allclose(got, (base + v) / 2, atol=0.03)
         assert np.abs(v - moments_of(rbm)[0]).max() > 0.2
+
+    def test_one_update_is_the_centred_gradient(self) -> None:
+        """From exact samples of the start, of which one sweep makes others."""
+        rbm, other = (random_rbm(("bernoulli", "ising"), scale=2.0) for _ in range(2))
+        start, goal = canonical(rbm), enumerated_moments(canonical(other))[0]
+        fit = ChainFit(rbm.sample(Size((200_000,))), 1, 1.0).fit(start, goal)
+        mean_v, mean_h = goal.visible.numpy(), goal.hidden.numpy()
+        wanted = (mean_v, mean_h, goal.product.numpy())
+        of_v, of_h, of_product = (w - m for w, m in zip(wanted, moments_of(rbm), strict=True))
+        # A spin has four times the variance of a bit, and gets a quarter of its rate.
+        weight = (of_product - np.outer(mean_v, of_h) - np.outer(of_v, mean_h)) / 4
+        expected = (of_v - weight @ mean_h, of_h / 4 - mean_v @ weight, weight)
+        before, after = (
+            (m.visible.natural_bias, m.hidden.natural_bias, m.weight) for m in (start, fit)
+        )
+        for old, new, change in zip(before, after, expected, strict=True):
+            np.testing.assert_allclose(
+                (new - old).numpy(), change, atol=0.05 * np.abs(change).max()
+            )
+
+    def test_moments_of_many_samples(self) -> None:
+        """More than a chunk of them, in an order that matters."""
+        rbm = random_rbm(("bernoulli", "ising"), offsets=True)
+        v = rbm.sample(Size((2500,))).sort(0).values
+        mean = rbm.hidden_given(v).mean
+        got = sampled_moments(rbm, v)
+        torch.testing.assert_close(got.visible, v.mean(0))
+        torch.testing.assert_close(got.hidden, mean.mean(0))
+        torch.testing.assert_close(got.product, v.T @ mean / 2500)
 
     def test_chains_follow_the_machine(self) -> None:
         """Persistent chains end as samples of the last fit."""
