@@ -189,7 +189,7 @@ if __name__ == "__main__":
     parser.add_argument("--smoke", action="store_true", help="seconds, on the digits")
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.hidden, arguments.epochs, arguments.budget = 8, 3, 50_000
+        arguments.hidden, arguments.epochs, arguments.budget = 4, 3, 50_000
         arguments.bracket_temperatures = arguments.raise_temperatures = 50
         arguments.raise_rows, arguments.bracket_sweeps = 10, 100
     main(arguments)

@@ -140,26 +140,6 @@ class GibbsSweep:
         return energy if self._constant is None else energy + self._constant
 
     @torch.no_grad()
-    def log_density_change(
-        self, before: "GibbsSweep", v: Tensor, theta_before: Tensor, theta: Tensor
-    ) -> Tensor:
-        """Difference of the negative free energies of two machines at the same states, float64.
-
-        For the ratios of an annealing run, which are small differences of large numbers.
-
-        :param GibbsSweep before: the machine to subtract, of the same families and without offsets.
-        :param Tensor v: visible states.
-        :param Tensor theta_before: their hidden natural parameter under ``before``.
-        :param Tensor theta: their hidden natural parameter under this machine.
-        """
-        exact = v.double()
-        ends = (
-            sweep.free_energy(exact, field.double())
-            for sweep, field in ((before, theta_before), (self, theta))
-        )
-        return next(ends) - next(ends)
-
-    @torch.no_grad()
     def initial_visible(self, shape: torch.Size) -> Tensor:
         """Draws of the visible layer alone, without the weights: a start for chains.
 

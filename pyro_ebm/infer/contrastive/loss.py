@@ -57,7 +57,8 @@ class ContrastiveDivergence(ELBO):
     :param bool persistent: whether chains go on from step to step; else they start at the site's value.
     :param int num_chains: chains of a site for every setting of its parameters; as many as rows if None.
     :param kernel: makes the transition from the distribution, as parameters change at every step:
-        ``lambda dist: BlockGibbs(dist)``; block Gibbs if None.
+        ``lambda dist: ParallelTempering(dist, betas=betas)``; block Gibbs if None. The whole state of
+        persistent kernels, all replicas say, goes on from step to step.
     :param log_partition: gives the value of log Z from the distribution, such as
         :func:`~pyro_ebm.infer.exact_log_partition`; zero if None.
     :param elbo: the ELBO that runs the model; :class:`pyro.infer.Trace_ELBO` if None.

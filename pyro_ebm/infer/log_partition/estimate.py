@@ -15,7 +15,12 @@ from torch import Tensor
 
 from pyro_ebm.infer.log_partition.diagnosis import lognormal_error, suspicions
 from pyro_ebm.infer.log_partition.serialization import from_json, read_json, to_json, write_json
-from pyro_ebm.ops.numerics import effective_sample_size, log_mean_exp, log_mean_exp_error
+from pyro_ebm.ops.numerics import (
+    effective_sample_size,
+    log_mean_exp,
+    log_mean_exp_error,
+    student_quantile,
+)
 
 __all__ = ["COUNTS", "LogPartitionEstimate", "LogPartitionWarning"]
 
@@ -104,7 +109,7 @@ class LogPartitionEstimate:
         found = suspicions(signed)
         widened = torch.maximum(std_error, lognormal_error(signed).nan_to_num(nan=0.0))
         error = torch.where(found.elements, widened, std_error)
-        margin = _student_quantile(len(signed) - 1) * error
+        margin = student_quantile(len(signed) - 1) * error
         estimate = cls(
             value,
             std_error,
@@ -168,8 +173,7 @@ class LogPartitionEstimate:
         if bool((error < 0.0).any()):
             raise ValueError(f"std_error must not be negative, got {error.min().item()}")
         margin = (
-            _student_quantile(math.inf if degrees_of_freedom is None else degrees_of_freedom)
-            * error
+            student_quantile(math.inf if degrees_of_freedom is None else degrees_of_freedom) * error
         )
         found = [] if bool(value.isfinite().all()) else ["the estimate is not finite"]
         estimate = cls(
@@ -258,14 +262,3 @@ class LogPartitionEstimate:
             f"log Z = {self.value.item():.3f} +- {self.std_error.item():.3f} "
             f"(95 %: {self.lower.item():.3f} to {self.upper.item():.3f}{ess}) by {head}{tail}"
         )
-
-
-def _student_quantile(degrees: float) -> float:
-    """97.5 % quantile of Student's t (Cornish-Fisher series; 1 % off at 3 degrees)."""
-    if degrees < 1.0:
-        return float("inf")
-    z, n = 1.959963984540054, degrees
-    first = (z**3 + z) / 4.0
-    second = (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / 96.0
-    third = (3.0 * z**7 + 19.0 * z**5 + 17.0 * z**3 - 15.0 * z) / 384.0
-    return z + first / n + second / n**2 + third / n**3

@@ -8,8 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate, _student_quantile
-from pyro_ebm.ops.numerics import effective_sample_size, log_mean_exp, log_mean_exp_error
+from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate
+from pyro_ebm.ops.numerics import (
+    effective_sample_size,
+    log_mean_exp,
+    log_mean_exp_error,
+    student_quantile,
+)
 
 __all__ = ["LogLikelihoodEstimate"]
 
@@ -77,7 +82,7 @@ class LogLikelihoodEstimate:
         share = num_rows / len(log_density)
         own = row_errors.square().mean(0) / num_rows
         error = ((1.0 - share) * spread + share * own).sqrt()
-        quantile = _student_quantile(num_rows - 1)
+        quantile = student_quantile(num_rows - 1)
         margin = quantile * error
         value = log_density.mean(0) - log_z.mean(0)
         flags = _suspicions(bias, row_ess, num_chains)

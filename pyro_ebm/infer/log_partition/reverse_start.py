@@ -3,8 +3,6 @@
 
 """Where chains that are annealed from the machine back to the base start."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Size, Tensor
 
@@ -13,7 +11,7 @@ from pyro_ebm.distributions.enumeration import enumerable_side
 from pyro_ebm.distributions.sampling import MAX_EXACT_STATES
 from pyro_ebm.infer.paths import Path
 
-__all__ = ["STARTS", "ReverseStart", "equilibrium_states"]
+__all__ = ["STARTS", "ReverseStart"]
 
 STARTS = ("auto", "exact", "forward", "given")
 
@@ -72,24 +70,6 @@ class ReverseStart:
         for _ in range(self._dist.num_gibbs_steps):
             v = path.step(v)
         return v
-
-
-def equilibrium_states(
-    dist: RBM, path: Path, betas: Sequence[float], num_chains: int, initial: Tensor | None
-) -> tuple[Tensor, str]:
-    """All samples to start reverse chains from at once, and a word on how they were made.
-
-    :param RBM dist: the machine at the end of the path.
-    :param Path path: the path.
-    :param betas: temperatures of a forward run, where one is needed.
-    :param int num_chains: chains.
-    :param Tensor initial: given samples.
-    """
-    start = ReverseStart(dist, "auto", initial, num_chains)
-    if start.kind != "forward":
-        return start.draw(0, num_chains, path), start.word
-    v, log_weights = path.anneal(path.sample_base(num_chains), betas)
-    return start.resample(v, log_weights, path), start.word
 
 
 def _is_small(dist: RBM) -> bool:

@@ -142,12 +142,13 @@ class MachineKernel(VectorizedKernel):
         self._posterior = MachinePosterior(self.model, args, kwargs)
         self.site = self._posterior.site
         self._refreshed = False
-        self._target = self._posterior.machine()
+        self._target = self._posterior.machine
         self._check_target(self._target)
 
     def refresh(self) -> None:
         if self._posterior is not None:
-            self._target = self._posterior.machine()
+            self._posterior.refresh()
+            self._target = self._posterior.machine
             self._refreshed = True
             self._prepare()
 

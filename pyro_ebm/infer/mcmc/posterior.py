@@ -34,9 +34,9 @@ def rbm_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple
 
     If the rest of the model adds a linear function of the visible states,
     :math:`\ell(v) = t^\top v + \mathrm{const}` (any sum of functions of single units is one: pixel noise,
-    say), the posterior is the same machine with the visible field t. The field is measured by
-    running the model with one unit after the other in each of its states, then checked at random
-    states.
+    say), the posterior is the same machine with the visible field t. The field is found by derivatives
+    where these are the differences between the states of a unit, otherwise by running the model with
+    one unit after the other in each of its states; then it is checked at random states.
 
     :param model: the model; all sites but one are observed, and that one is an unnormalised or
         normalised :class:`~pyro_ebm.distributions.RBM`, possibly in plates.
@@ -47,7 +47,7 @@ def rbm_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple
         continuous, or the rest of the model is not linear in its states.
     """
     posterior = MachinePosterior(model, args, kwargs)
-    return posterior.site, posterior.machine()
+    return posterior.site, posterior.machine
 
 
 def machine_density(
@@ -102,12 +102,16 @@ class MachinePosterior:
         self._local = self._field(start)
         self._check_linear(checked)
 
+    @property
     def machine(self) -> RBM:
-        """The posterior at the present values of the rest, unnormalised."""
+        """The posterior, unnormalised."""
+        return _machine(self._density).tilt(self._local.field)
+
+    def refresh(self) -> None:
+        """Find the field anew: values that the model is conditioned on have changed."""
         self._field.refresh()
         # The run that finds the field also tells the prior, which may depend on other sites.
         self._local = self._field(self._reference)
-        return _machine(self._density).tilt(self._local.field)
 
     def check(self, v: Tensor) -> None:
         """Compare the rest with its linear form at states, and at random ones: other values of the

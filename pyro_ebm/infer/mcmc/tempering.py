@@ -1,7 +1,11 @@
 # Copyright Contributors to the pyro_ebm project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Parallel tempering as a Pyro MCMC kernel."""
+"""Parallel tempering as a Pyro MCMC kernel, for machines whose modes block Gibbs does not leave.
+
+Over temperatures, from a base without weights to the machine; along any other path of machines; or
+over the checkpoints of a training run (:meth:`ParallelTempering.from_checkpoints`).
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
