@@ -122,14 +122,14 @@ def compare(coupling: float, seeds: int, draws: int) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> None:
     """A table of means and deviations over the seeds."""
     print(f"\ncoupling {result['coupling']}: {result['exact_share']:.3f} of the mass is up")
-    print(f"  {'':20}{'share':>16}{'ESS / s':>18}{'ESS / 1000 sweeps':>22}")
+    print(f"  {'':20}{'share':>16}{'ESS / s':>22}{'ESS / 1000 sweeps':>22}")
     for name, runs in result["runs"].items():
         columns = (
             _spread([r["share"] for r in runs], ".3f"),
             _spread([r["ess_per_second"] for r in runs], ".3g"),
             _spread([1e3 * r["ess_per_sweep"] for r in runs], ".3g"),
         )
-        print(f"  {name:20}{columns[0]:>16}{columns[1]:>18}{columns[2]:>22}")
+        print(f"  {name:20}{columns[0]:>16}{columns[1]:>22}{columns[2]:>22}")
     low, high = min(result["ratio"]), max(result["ratio"])
     middle = statistics.median(result["ratio"])
     print(f"  ESS per second, tempering over block Gibbs: {middle:.1f} ({low:.1f} to {high:.1f})")
