@@ -40,7 +40,7 @@ def bidirectional_log_partition(
     base: Tensor | str | None = None,
     schedule: str | Tensor = "linear",
     initial: Tensor | str | None = None,
-    tempering_sweeps: int = 1000,
+    tempering_sweeps: int = 4000,
     seed: int | None = None,
     progress: bool = False,
 ) -> LogPartitionEstimate:

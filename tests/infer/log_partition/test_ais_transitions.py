@@ -23,9 +23,10 @@ from pyro_ebm.infer import (
     exact_log_partition,
 )
 from pyro_ebm.infer.log_partition import annealing
+from pyro_ebm.infer.log_partition.reverse_start import ReverseStart
 from pyro_ebm.infer.paths import GeometricPath, MachinePath, moment_averaged_path
-from tests.distributions.families import random_rbm
-from tests.infer.reference import Z_LIMIT, z_score
+from tests.distributions.families import random_rbm, to_machine
+from tests.infer.reference import Z_LIMIT, exact_features, features, z_score, z_scores
 
 METHODS = ["ais", "reverse-ais"]
 
@@ -326,6 +327,19 @@ class TestStarts:
         for word in ("auto", "given"):
             estimate = small(**options, start=word, initial=start)
             assert estimate.settings["start"] == "given"
+
+    def test_forward_runs_are_resampled_by_their_weights(self) -> None:
+        """Without a sweep that would wash it out: the states are samples as they are."""
+        rbm = coupled(("bernoulli", "ising"), 1.5)
+        path = GeometricPath(rbm, rbm.visible)
+        start = ReverseStart(rbm, "forward", None, 100_000)
+        start._dist.num_gibbs_steps = 0
+        v, log_weights = path.anneal(path.sample_base(100_000), [0.0, 0.5, 1.0])
+        expected = exact_features(to_machine(rbm))
+        samples = features(start.resample(v, log_weights, path))
+        # Resampling adds its noise to that of the weights, whose effective size is a third or more.
+        assert z_scores(samples, expected).abs().max() < 2.0 * Z_LIMIT
+        assert z_scores(features(v), expected).abs().max() > 2.5 * Z_LIMIT
 
     @pytest.mark.parametrize(
         ("options", "message"),

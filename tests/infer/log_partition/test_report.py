@@ -234,6 +234,7 @@ class TestLatex:
         nasty = "100 % & $x_1$ #2 {~^} a\\b <c>"
         text = to_latex(plain(flags=[nasty])).splitlines()[-3]
         cell = text.split(" & ", 8)[-1].removesuffix(r" \\")
+        assert not re.search(r"(?<!\\)[&%$#_]", cell)
         plain_again = cell
         for command, character in (
             (r"\textasciitilde{}", "~"),

@@ -133,6 +133,16 @@ class TestCoverage:
             (estimate.value - log_z).abs() < 0.5 * (estimate.upper - estimate.value)
         )
 
+    @pytest.mark.filterwarnings("ignore::pyro_ebm.infer.LogPartitionWarning")
+    def test_error_of_few_levels(self) -> None:
+        """Where levels are few it is the integral's own error that counts, not that of its noise."""
+        case = next(case for case in machines() if case.name == "ising-relu-frustrated")
+        options: dict[str, Any] = {"num_levels": 5, "num_samples": 100, "warmup_steps": 50}
+        estimate = quick(case.rbm, "ti", **options)
+        noise = quick(case.rbm, "bar", **options).std_error
+        assert (estimate.value - case.log_z).abs() > 10.0 * noise
+        assert estimate.lower < case.log_z < estimate.upper
+
     @METHOD
     def test_bracket(self, method: str) -> None:
         """Never inverted, and it contains log Z: its ends are two standard errors beyond bounds that
