@@ -35,6 +35,7 @@ def pareto_k(log_weights: Tensor, dim: int = 0) -> Tensor:
         the same, NaN for fewer than 25 weights.
 
     >>> import torch
+    >>> from pyro_ebm.ops.pareto import pareto_k
     >>> uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0)).double()
     >>> k = pareto_k(-0.8 * uniform.log())  # weights u^-0.8 have k = 0.8
     >>> bool((k - 0.8).abs() < 0.3)

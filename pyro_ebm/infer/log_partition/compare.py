@@ -211,6 +211,7 @@ def compare_log_partition(
 
     >>> import torch
     >>> from pyro_ebm.distributions import BernoulliRBM
+    >>> from pyro_ebm.infer import compare_log_partition, exact_log_partition
     >>> rbm = BernoulliRBM(torch.ones(6, 4), -2 * torch.ones(6), -3 * torch.ones(4))
     >>> comparison = compare_log_partition(rbm, ["ais", "bidirectional"], budget=20_000, seed=0)
     >>> bool(comparison.lower < exact_log_partition(rbm) < comparison.upper)

@@ -65,6 +65,7 @@ def completions(
 
     >>> import torch
     >>> from pyro_ebm.distributions import BernoulliRBM
+    >>> from pyro_ebm.infer import completions
     >>> rbm = BernoulliRBM(torch.ones(4, 3), torch.zeros(4), torch.zeros(3))
     >>> mask = torch.tensor([True, True, False, False])
     >>> image = torch.tensor([1.0, 0.0, 0.0, 0.0])

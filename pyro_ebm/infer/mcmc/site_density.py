@@ -94,6 +94,7 @@ class SiteDensity:
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
+    >>> from pyro_ebm.infer.mcmc.site_density import SiteDensity
     >>> def model():
     ...     x = pyro.sample("x", dist.Bernoulli(0.5))
     ...     pyro.sample("y", dist.Normal(2.0 * x, 1.0), obs=torch.tensor(1.0))

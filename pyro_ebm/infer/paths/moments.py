@@ -89,6 +89,7 @@ def moment_averaged_path(
 
     >>> import torch
     >>> from pyro_ebm.distributions import BernoulliRBM
+    >>> from pyro_ebm.infer.paths import moment_averaged_path
     >>> rbm = BernoulliRBM(torch.eye(4), torch.zeros(4), torch.zeros(4))
     >>> path = moment_averaged_path(rbm, "uniform", num_knots=1)
     >>> [round(machine.weight[0, 0].item(), 2) for machine in path.knots]
