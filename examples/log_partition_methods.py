@@ -152,7 +152,7 @@ def main(options: argparse.Namespace) -> None:
             num_rows=options.raise_rows,
             num_chains=options.raise_chains,
             num_temperatures=options.raise_temperatures,
-            schedule="adaptive",
+            schedule="salakhutdinov-murray",
             base=problem.train_mean,
             seed=options.seed,
             progress=True,
