@@ -32,6 +32,7 @@ from pyro_ebm.infer import (
     log_likelihood,
     raise_log_likelihood,
 )
+from pyro_ebm.infer.paths import SCHEDULES
 from pyro_ebm.training import Trainer, TrainerConfig
 
 METHODS = ["ais", "reverse-ais", "bidirectional", "bar", "mbar", "ti", "moment-ais", "raise"]
@@ -152,7 +153,7 @@ def main(options: argparse.Namespace) -> None:
             num_rows=options.raise_rows,
             num_chains=options.raise_chains,
             num_temperatures=options.raise_temperatures,
-            schedule="salakhutdinov-murray",
+            schedule=options.raise_schedule,
             base=problem.train_mean,
             seed=options.seed,
             progress=True,
@@ -184,6 +185,7 @@ if __name__ == "__main__":
     parser.add_argument("--raise-rows", type=int, default=50, help="0 for no RAISE")
     parser.add_argument("--raise-chains", type=int, default=10)
     parser.add_argument("--raise-temperatures", type=int, default=1000)
+    parser.add_argument("--raise-schedule", default="salakhutdinov-murray", choices=SCHEDULES)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("runs/log_partition_methods"))
     parser.add_argument("--smoke", action="store_true", help="seconds, on the digits")

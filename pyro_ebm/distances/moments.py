@@ -38,11 +38,12 @@ class MomentErrors:
 
     def to_dict(self) -> dict[str, Any]:
         """For means and pairs: ``max`` and ``rms`` error; the same in standard errors, ``max_z`` and
-        ``rms_z``; their number; and ``chance_z``, which ``max_z`` exceeds with probability 5 % where
-        nothing is wrong."""
+        ``rms_z``; their number; and ``chance_z``, which ``max_z`` exceeds with probability 5 % at
+        most where nothing is wrong. It is large for few chains: their errors are known badly."""
+        degrees = self.settings["degrees_of_freedom"]
         return {
-            "mean": _summary(self.mean, self.mean_z),
-            "pair": _summary(self.pair[self.pairs], self.pair_z[self.pairs]),
+            "mean": _summary(self.mean, self.mean_z, degrees),
+            "pair": _summary(self.pair[self.pairs], self.pair_z[self.pairs], degrees),
             "settings": dict(self.settings),
         }
 
@@ -106,7 +107,8 @@ def moment_errors(samples: Tensor, reference: RBM | MachineMoments | Tensor) -> 
     diagonal = 1 if ours.levels is not None else 0
     size = len(ours.mean)
     pairs = torch.ones(size, size, dtype=torch.bool, device=ours.mean.device).triu(diagonal)
-    settings = {"samples": list(samples.shape), "reference": kind}
+    degrees = min(ours.degrees, theirs.degrees)
+    settings = {"samples": list(samples.shape), "reference": kind, "degrees_of_freedom": degrees}
     return MomentErrors(errors[0], errors[1], errors[2], errors[3], pairs, settings)
 
 
@@ -115,7 +117,8 @@ class _SampleMoments:
     """Moments with the variances of single draws and of the moments themselves (float64).
 
     ``levels`` are the two values of bits or spins, None for other samples; ``count`` is the number of
-    draws, infinite for exact moments.
+    draws, infinite for exact moments; ``degrees`` are those of freedom of the errors, which come from
+    independent rows or chains.
     """
 
     mean: Tensor
@@ -126,6 +129,7 @@ class _SampleMoments:
     pair_error: Tensor
     levels: tuple[float, float] | None
     count: float
+    degrees: float
 
     @classmethod
     def of(cls, name: str, samples: Tensor) -> "_SampleMoments":
@@ -149,7 +153,8 @@ class _SampleMoments:
         low, high = rows.min().item(), rows.max().item()
         two = bool(((rows == low) | (rows == high)).all())
         levels = (low, high) if two else None
-        return cls(mean, pair, mean_draw, pair_draw, mean_error, pair_error, levels, count)
+        degrees = samples.shape[0] - 1.0
+        return cls(mean, pair, mean_draw, pair_draw, mean_error, pair_error, levels, count, degrees)
 
 
 def _variance(second: Tensor, mean: Tensor, count: int) -> Tensor:
@@ -182,7 +187,9 @@ def _exact(moments: MachineMoments, samples: _SampleMoments) -> _SampleMoments:
     else:
         pair_draw = torch.zeros_like(pair)
     zero, zeros = torch.zeros_like(mean), torch.zeros_like(pair)
-    return _SampleMoments(mean, pair, mean_draw, pair_draw, zero, zeros, samples.levels, math.inf)
+    return _SampleMoments(
+        mean, pair, mean_draw, pair_draw, zero, zeros, samples.levels, math.inf, math.inf
+    )
 
 
 def _z_scores(
@@ -203,16 +210,25 @@ def _z_scores(
     return torch.where(difference.abs() <= rounding, torch.zeros_like(z), z)
 
 
-def _summary(error: Tensor, z: Tensor) -> dict[str, Any]:
+def _chance(count: int, degrees: float) -> float:
+    """What the largest of so many deviations exceeds with probability 5 % at most: a quantile of
+    Student's t by Wallace's approximation, which is within 10 % from 3 degrees on."""
+    z = -torch.special.ndtri(torch.tensor(0.025 / count, dtype=torch.float64)).item()
+    if math.isinf(degrees):
+        return z
+    scaled = z * (8.0 * degrees + 3.0) / (8.0 * degrees + 1.0)
+    return math.sqrt(degrees * math.expm1(min(scaled**2 / degrees, 700.0)))
+
+
+def _summary(error: Tensor, z: Tensor, degrees: float) -> dict[str, Any]:
     count = error.numel()
     if count == 0:
         return {"count": 0} | dict.fromkeys(("max", "rms", "max_z", "rms_z", "chance_z"), 0.0)
-    chance = -torch.special.ndtri(torch.tensor(0.025 / count, dtype=torch.float64)).item()
     return {
         "count": count,
         "max": error.abs().max().item(),
         "rms": error.square().mean().sqrt().item(),
         "max_z": z.abs().max().item(),
         "rms_z": z.square().mean().sqrt().item(),
-        "chance_z": chance,
+        "chance_z": _chance(count, degrees),
     }

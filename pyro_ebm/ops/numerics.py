@@ -163,10 +163,16 @@ def effective_sample_size(log_weights: Tensor, dim: int = 0) -> Tensor:
     return share.square().sum(dim).reciprocal()
 
 
+#: 97.5 % quantiles where the series below is too far off.
+_STUDENT_QUANTILES = {1.0: 12.706204736, 2.0: 4.302652730}
+
+
 def student_quantile(degrees: float) -> float:
     """97.5 % quantile of Student's t (Cornish-Fisher series; 1 % off at 3 degrees)."""
     if degrees < 1.0:
         return float("inf")
+    if degrees in _STUDENT_QUANTILES:
+        return _STUDENT_QUANTILES[degrees]
     z, n = 1.959963984540054, degrees
     first = (z**3 + z) / 4.0
     second = (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / 96.0

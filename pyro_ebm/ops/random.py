@@ -90,10 +90,12 @@ def _two_values(bits: Tensor, values: tuple[float, float]) -> Tensor:
 def _fill_16_bit_uniform(out: Tensor, generator: Generator | None) -> None:
     """Write ``(k + delta) / 2^16``, k of 16 bits per unit and delta of 8 bits per row, all exact."""
     n = out.numel()
-    bits = torch.empty((n + 3) // 4, dtype=torch.int64)
+    bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=out.device)
     bits.random_(-(2**63), None, generator=generator)
     out.copy_(bits.view(torch.int16)[:n].view(out.shape))
-    delta = torch.empty((*out.shape[:-1], 1)).random_(0, 256, generator=generator)
+    delta = torch.empty((*out.shape[:-1], 1), device=out.device).random_(
+        0, 256, generator=generator
+    )
     # int16 is centred at zero. Sums of 16 + 8 bits are exact in float32, so out < 1 always.
     shift = delta.div_(2.0**24).add_(0.5)
     torch.add(shift, out, alpha=2.0**-16, out=out)

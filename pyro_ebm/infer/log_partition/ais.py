@@ -156,12 +156,11 @@ def bracket_log_partition(
     :param options: as for :func:`estimate_log_partition`.
     """
     below = _Options(seed=seed, **options)
-    seeds = below.seeds()
-    reverse_seeds: Sequence[int] | None = None
-    if seeds[0] is not None:
-        first = max(s for s in seeds if s is not None) + 1
-        reverse_seeds = range(first, first + len(seeds))
-    above = replace(below, seed=reverse_seeds, num_seeds=None, initial=initial, start=start)
+    above = replace(below, initial=initial, start=start)
+    if seed is not None:
+        seeds = [s for s in below.seeds() if s is not None]
+        following = range(max(seeds) + 1, max(seeds) + 1 + len(seeds))
+        above = replace(above, seed=following, num_seeds=None)
     if checkpoint is not None:
         below = replace(below, checkpoint=f"{checkpoint}.ais", keep_checkpoint=True)
         above = replace(above, checkpoint=f"{checkpoint}.reverse-ais", keep_checkpoint=True)
@@ -243,7 +242,11 @@ def _estimate(dist: RBM, method: str, options: _Options) -> LogPartitionEstimate
     plan, seeds = _plan(dist, method, options), options.seeds()
     file = None
     if options.checkpoint is not None:
-        fingerprint = {**plan.fingerprint(), "seed": None if options.seed is None else seeds}
+        fingerprint = {
+            **plan.fingerprint(),
+            "seed": None if options.seed is None else seeds,
+            "num_seeds": len(seeds),
+        }
         file = ResumeFile(options.checkpoint, fingerprint, options.checkpoint_seconds)
         # What is to be resumed draws from a generator whose state can be saved.
         seeds = [_random_seed() if seed is None else seed for seed in seeds]

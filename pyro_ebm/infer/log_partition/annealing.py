@@ -129,7 +129,8 @@ class AnnealingRun:
         state = None if self._file is None else self._file.read()
         if state is not None:
             self.seeds = list(state["seeds"])
-            self._done = [list(chunks) for chunks in state["done"]]
+            device = self.plan.path.target.weight.device
+            self._done = [[chunk.to(device) for chunk in chunks] for chunks in state["done"]]
             self._seconds_before = float(state["seconds"])
         with self._bar(state) as bar:
             self._tick = (lambda _, __: bar.update()) if self._progress else None

@@ -105,6 +105,10 @@ def bidirectional_log_partition(
         ) as bar:
             start = tempered_start(path, num_chains, num_sweeps=tempering_sweeps, tick=bar.update)
     elif isinstance(initial, Tensor):
+        if len(initial) != num_chains:
+            raise ValueError(
+                f"initial must hold num_chains={num_chains} samples, got {len(initial)}"
+            )
         start = TemperedStart(initial, num_chains, "given", (), 0)
     return bidirectional_estimate(
         dist,

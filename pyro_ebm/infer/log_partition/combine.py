@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate
+from pyro_ebm.ops.numerics import student_quantile
 
 __all__ = ["combine_estimates"]
 
@@ -91,7 +92,10 @@ def _average(
             flags.append("the runs differ by more than their standard errors allow")
         factor = torch.where(apart, value.std(0) / math.sqrt(count) / std_error, 1.0)
         factor = factor.clamp(min=1.0)
-        std_error, below, above = std_error * factor, below * factor, above * factor
+        # The spread of few runs is known badly itself.
+        margin = torch.where(apart, student_quantile(count - 1) / student_quantile(math.inf), 1.0)
+        std_error, below, above = (x * factor for x in (std_error, below, above))
+        below, above = below * margin, above * margin
     return LogPartitionEstimate.from_error(
         mean,
         std_error,

@@ -150,7 +150,8 @@ def _reverse_ais(job: Job) -> Estimates:
         seed=job.seed_of("reverse-ais"),
         progress=job.progress,
     )
-    estimate = grouped(estimate, start)
+    # Without the weights nobody recomputes an error that takes the chains for independent.
+    estimate = dataclasses.replace(grouped(estimate, start), log_weights=None)
     estimate.settings["seconds"] = round(time.perf_counter() - started, 3)
     return _named(estimate, "reverse-ais", spent + steps * chains)
 

@@ -88,7 +88,7 @@ def raise_log_likelihood(
     _check_options(dist, num_rows, num_chains, chunk_size)
     annealed, generator = _make_path(dist, base, path, seed)
     compact = dist.compact()
-    rows_of_data = _with_batch(compact, data)
+    rows_of_data = _with_batch(compact, data.to(dist.weight.device))
     log_density = log_likelihood(compact, rows_of_data, 0.0)
     rows = _choose(len(data), num_rows, generator, dist.weight.device)
     betas = inverse_temperatures(

@@ -21,6 +21,7 @@ from pyro_ebm.infer.log_partition.thermodynamic import thermodynamic_integration
 from pyro_ebm.infer.mcmc.ladder_placement import check_betas
 from pyro_ebm.infer.mcmc.ladder_tuning import tune_ladder
 from pyro_ebm.infer.paths import GeometricPath, MachinePath, Path, base_unit
+from pyro_ebm.ops.numerics import student_quantile
 
 __all__ = ["TEMPERING_METHODS", "tempering_estimates", "tempering_log_partition"]
 
@@ -30,8 +31,6 @@ TEMPERING_METHODS = ("bar", "mbar", "ti")
 _TUNING_CHAINS = 10
 #: Levels that an integral over the path needs at least, easy though exchanges may be.
 LEVELS_OF_INTEGRAL = 16
-#: Standard errors by which the ends of a bracket are moved apart.
-_BRACKET_ERRORS = 2.0
 
 
 def tempering_log_partition(
@@ -72,7 +71,7 @@ def tempering_log_partition(
     within a chain does not touch (``"ti"`` adds its discretisation error). The settings hold a
     ``"bracket"`` that needs no overlap of densities: by Jensen's inequality the mean log-ratio of two
     neighbours, taken at either end, bounds the difference of their log Z; for ``"ti"`` it is made of
-    Riemann sums. Its ends are two of their own standard errors further apart.
+    Riemann sums. Its ends are moved apart by the Student quantile of their own standard errors.
 
     **References**
 
@@ -298,8 +297,9 @@ def _mbar(run: TemperingRun) -> _Reading:
 def _ti(run: TemperingRun) -> _Reading:
     assert run.slopes is not None
     integral = thermodynamic_integration(run.betas, run.slopes.mean(1))
-    low = integral.low - _BRACKET_ERRORS * integral.low_error
-    high = integral.high + _BRACKET_ERRORS * integral.high_error
+    errors = student_quantile(run.slopes.shape[0] - 1)
+    low = integral.low - errors * integral.low_error
+    high = integral.high + errors * integral.high_error
     # An interval of two standard errors covers the whole discretisation error.
     error = torch.hypot(integral.std_error, 0.5 * integral.discretisation)
     return integral.value, error, (low, high)
@@ -308,8 +308,5 @@ def _ti(run: TemperingRun) -> _Reading:
 def _jensen(run: TemperingRun) -> tuple[Tensor, Tensor]:
     """Mean log-ratios of all pairs, from below at their lower ends, from above at their upper ends."""
     low, high = run.up.mean(1).sum(1), -run.down.mean(1).sum(1)
-    count = len(low) ** 0.5
-    return (
-        low.mean(0) - _BRACKET_ERRORS * low.std(0) / count,
-        high.mean(0) + _BRACKET_ERRORS * high.std(0) / count,
-    )
+    errors = student_quantile(len(low) - 1) / len(low) ** 0.5
+    return low.mean(0) - errors * low.std(0), high.mean(0) + errors * high.std(0)

@@ -143,7 +143,7 @@ class _Recorder:
         if self._table_stride is not None and draw % self._table_stride == 0:
             self._tables.append(ladder.log_density_table(v, fields).double())
         if self._num_states > 0 and (draw + 1) % self._state_stride == 0:
-            self._states = [*self._states, v.select(axis - 1, -1)][-self._num_states :]
+            self._states = [*self._states, v.select(axis - 1, -1).clone()][-self._num_states :]
 
     def run(self, path: Path, betas: list[float], round_trips: Tensor) -> TemperingRun:
         return TemperingRun(

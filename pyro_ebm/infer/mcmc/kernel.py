@@ -55,7 +55,8 @@ class MachineKernel(VectorizedKernel):
     It runs under :class:`pyro.infer.MCMC` (one chain a process),
     :class:`pyro.infer.mcmc.StreamingMCMC`, and :class:`~pyro_ebm.infer.VectorizedMCMC` (thousands of
     chains in one tensor). A subclass defines :meth:`_prepare` and :meth:`_transition`; the free energy of
-    every draw is recorded as ``"energy"``, and what :meth:`_record` is given under its own name.
+    every draw is recorded as ``"energy"``, and what :meth:`_record` is given under its own name (a number
+    of each chain and draw is kept until :meth:`cleanup`, under ``StreamingMCMC`` too).
 
     :param target: an RBM with any batch shape, or a Pyro model in which an RBM is the only site that
         is not observed and the rest adds a linear function of its states, see
@@ -63,7 +64,8 @@ class MachineKernel(VectorizedKernel):
         Parameters are read in :meth:`setup`.
     :param int num_steps: transitions per draw, at least 1.
     :param torch.Generator generator: the source of random bits; the global one if None. Parallel
-        processes need the global one, which Pyro seeds for every chain.
+        processes need the global one, which Pyro seeds for every chain. Running a model, to start it
+        or to check it, uses the global one in any case.
     :raises TypeError: if the target is neither.
     :raises ValueError: if ``num_steps`` is below 1 or the machine is not normalisable; in
         :meth:`setup`, if the model is not of that kind.

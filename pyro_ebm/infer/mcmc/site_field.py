@@ -129,8 +129,11 @@ class GradientField:
             groups = curvature.unflatten(-1, (-1, self._squares.shape[1]))
             squares = (groups @ self._squares.mT).flatten(-2)
             return LocalField(value, gradient + curvature * v - 0.5 * squares)
-        # Proposals need a positive precision also where the rest is convex.
-        least = -0.9 * self._unit.parameters["precision"].detach()
+        # Proposals need a positive precision also where the rest is convex: that of the machine as the
+        # latest run of the model had it, which may depend on other sites.
+        machine = self._density.fn
+        assert isinstance(machine, RBM)
+        least = -0.9 * machine.visible.parameters["precision"].detach()
         curvature = torch.maximum(curvature, least)
         return LocalField(value, gradient + curvature * v, curvature)
 

@@ -98,7 +98,7 @@ class GeometricPath(Path):
     def move(self, fields: Tensor, beta: float) -> Tensor:
         h = self._hidden.natural_sample(beta * fields, self.generator)
         bias = torch.lerp(self._base_bias, self._visible_bias, beta)
-        if self._weight.dim() == 2 and bias.dim() == 1:
+        if self._weight.dim() == 2 and bias.dim() == 1 and h.dim() == 2:
             theta = torch.addmm(bias, h, self._weight_t, alpha=beta)
         else:
             theta = bias + beta * apply_weight(h, self._weight_t)

@@ -17,6 +17,9 @@ SCHEDULES = ("linear", "salakhutdinov-murray", "adaptive")
 _SM_KNOTS = (0.0, 0.5, 0.9, 1.0)
 _SM_SHARES = (500.0, 4000.0, 10000.0)
 
+#: Chains of the pilot run of the adaptive schedule, at least: a deviation of fewer means nothing.
+_PILOT_CHAINS = 10
+
 
 def inverse_temperatures(
     schedule: str | Tensor, num_temperatures: int, path: Path, num_chains: int
@@ -26,7 +29,7 @@ def inverse_temperatures(
     :param schedule: a name of :data:`SCHEDULES`, or the ladder itself.
     :param int num_temperatures: K; ignored where the ladder itself is given.
     :param Path path: the path, for the adaptive schedule's pilot run.
-    :param int num_chains: chains of the pilot run.
+    :param int num_chains: chains of the pilot run, which takes 10 at least.
     :raises ValueError: for an unknown name or a ladder that does not increase from 0 to 1.
     """
     if isinstance(schedule, Tensor):
@@ -78,7 +81,7 @@ def _adaptive(path: Path, num_temperatures: int, num_chains: int) -> Tensor:
     pilot = torch.linspace(0.0, 1.0, num_pilot + 1, dtype=torch.float64)
     deviations: list[Tensor] = []
     path.anneal(
-        path.sample_base(num_chains),
+        path.sample_base(max(_PILOT_CHAINS, num_chains)),
         _ladder(pilot),
         lambda _, step: deviations.append(step.double().std(0).mean()),
     )

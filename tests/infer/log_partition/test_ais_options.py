@@ -281,3 +281,21 @@ def test_base_may_carry_the_batch_of_the_machine() -> None:
     estimate = run(rbm, base=base, num_chains=5000, seed=0)
     error = (estimate.value - exact_log_partition(rbm)) / estimate.std_error
     assert estimate.value.shape == (2, 3) and error.abs().max() < 6.0
+
+
+@pytest.mark.parametrize("method", ["ais", "reverse-ais"])
+def test_clamped_to_several_values(method: str) -> None:
+    """Only the hidden layer carries the batch shape then: its biases absorb the clamped values."""
+    torch.manual_seed(0)
+    rbm = BernoulliRBM(*(torch.randn(s, dtype=torch.float64) for s in ((6, 4), (6,), (4,))))
+    mask = torch.tensor([True, True, False, False, False, False])
+    clamped = rbm.clamp(mask, torch.bernoulli(torch.full((3, 6), 0.5, dtype=torch.float64)))
+    estimate = run(clamped, method, num_chains=200, num_temperatures=50, seed=0)
+    error = (estimate.value - exact_log_partition(clamped)).abs()
+    assert estimate.value.shape == (3,) and bool((error < 6.0 * estimate.std_error).all())
+
+
+def test_adaptive_ladder_of_single_chains() -> None:
+    """The pilot run has chains enough for a deviation, whatever the size of a chunk is."""
+    options: dict[str, Any] = {"num_chains": 10, "num_temperatures": 20, "schedule": "adaptive"}
+    assert bool(run(small(), chunk_size=1, seed=0, **options).value.isfinite())

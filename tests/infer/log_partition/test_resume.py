@@ -327,3 +327,26 @@ def test_a_killed_process(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert not path.exists()
+
+
+def test_a_bracket_without_a_seed(tmp_path: Path, kill_after: Any) -> None:
+    """Random seeds are part of what is saved, for both sides."""
+    file = tmp_path / "bracket"
+    options: dict[str, Any] = {"num_chains": 4, "num_temperatures": 20, "num_seeds": 2}
+    kill_after(70)
+    with pytest.raises(Killed):
+        bracket_log_partition(machine(), checkpoint=file, checkpoint_seconds=0.0, **options)
+    kill_after(None)
+    bracket = bracket_log_partition(machine(), checkpoint=file, checkpoint_seconds=0.0, **options)
+    for side in (bracket.forward, bracket.reverse):
+        assert len(set(side.settings["seed"])) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_number_of_seeds(tmp_path: Path, kill_after: Any) -> None:
+    kill_after(30)
+    with pytest.raises(Killed):
+        run(tmp_path / "file", seed=None, num_seeds=3)
+    kill_after(None)
+    with pytest.raises(ValueError, match="num_seeds is 3 in the file and 5 now"):
+        run(tmp_path / "file", seed=None, num_seeds=5)

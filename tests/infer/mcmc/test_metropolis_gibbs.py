@@ -322,6 +322,28 @@ class TestMeans:
             expected = [sign < 0] + [sign > 0] * 3
             assert params["v"].tolist() == [float(e) for e in expected]
 
+    def test_a_precision_that_shrinks(self) -> None:
+        """The curvature of a convex rest is held against the present precision, not that of setup()."""
+
+        def model() -> None:
+            tau = pyro.sample("tau", dist.Gamma(1.0, 1.0))
+            one = torch.ones(2)
+            rbm = RBM(
+                units.Gaussian(0.0 * one, tau * one), units.Bernoulli(one[:1]), 0.1 * one[:, None]
+            )
+            v = pyro.sample("v", rbm)
+            pyro.sample("y", dist.StudentT(3.0, v, 0.1).to_event(1), obs=torch.zeros(2))
+
+        values = {"tau": torch.tensor(100.0)}
+        kernel = MetropolisBlockGibbs(poutine.condition(model, data=values))
+        kernel.setup(0)
+        values["tau"] = torch.tensor(1.0)
+        kernel.refresh()
+        params = {"v": torch.tensor([0.3, 0.3])}  # where the rest is convex
+        for _ in range(50):
+            params = kernel.sample(params)
+            assert bool(params["v"].isfinite().all())
+
 
 class TestRefusals:
     def test_a_machine_by_itself(self) -> None:
