@@ -17,8 +17,8 @@ SCHEDULES = ("linear", "salakhutdinov-murray", "adaptive")
 _SM_KNOTS = (0.0, 0.5, 0.9, 1.0)
 _SM_SHARES = (500.0, 4000.0, 10000.0)
 
-#: Chains of the pilot run of the adaptive schedule, at least: a deviation of fewer means nothing.
-_PILOT_CHAINS = 10
+#: Chains of the pilot run of the adaptive schedule, at least: fewer have no deviation.
+_PILOT_CHAINS = 2
 
 
 def inverse_temperatures(
@@ -29,7 +29,7 @@ def inverse_temperatures(
     :param schedule: a name of :data:`SCHEDULES`, or the ladder itself.
     :param int num_temperatures: K; ignored where the ladder itself is given.
     :param Path path: the path, for the adaptive schedule's pilot run.
-    :param int num_chains: chains of the pilot run, which takes 10 at least.
+    :param int num_chains: chains of the pilot run, which takes 2 at least.
     :raises ValueError: for an unknown name or a ladder that does not increase from 0 to 1.
     """
     if isinstance(schedule, Tensor):
