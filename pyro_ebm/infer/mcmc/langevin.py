@@ -5,8 +5,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Size, Tensor
@@ -36,7 +35,17 @@ def _check_broadcast(name: str, value: Tensor, shape: Size) -> None:
 
 
 class _GaussianKernel(MachineKernel):
-    """A kernel for machines with Gaussian visible units."""
+    """A kernel for machines with Gaussian visible units, by themselves and not inside a model."""
+
+    def __init__(
+        self, target: RBM, num_steps: int = 1, *, generator: Generator | None = None
+    ) -> None:
+        if not isinstance(target, RBM):
+            raise TypeError(
+                f"target must be an RBM distribution, got {type(target).__name__}; a machine with "
+                "Gaussian visible units inside a model is sampled by MetropolisBlockGibbs, HMC or NUTS"
+            )
+        super().__init__(target, num_steps, generator=generator)
 
     def _check_target(self, target: RBM) -> None:
         if not isinstance(target.visible, Gaussian):
@@ -117,7 +126,7 @@ class GibbsLangevin(_GaussianKernel):
 
     def __init__(
         self,
-        target: RBM | Callable[..., Any],
+        target: RBM,
         alpha: float | Tensor = -0.5,
         num_steps: int = 1,
         *,
@@ -222,7 +231,7 @@ class MALA(_GaussianKernel):
 
     def __init__(
         self,
-        target: RBM | Callable[..., Any],
+        target: RBM,
         step_size: float | Tensor | None = None,
         num_steps: int = 1,
         *,

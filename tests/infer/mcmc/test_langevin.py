@@ -440,3 +440,9 @@ class TestArguments:
         rbm = RBM(visible, units.Bernoulli(uniform((2,), -1, 1)), uniform((3, 2), -1, 1))
         for kernel in (GibbsLangevin(rbm), MALA(rbm)):
             assert moved(kernel, torch.zeros(5, 3, dtype=torch.float64)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("kernel", [GibbsLangevin, MALA])
+def test_a_model_is_refused_at_once(kernel: Any) -> None:
+    with pytest.raises(TypeError, match=r"target must be an RBM .*got function; .*MetropolisBlock"):
+        kernel(lambda: None)
