@@ -3,7 +3,18 @@
 
 """Modules that own the parameters of Boltzmann machines."""
 
+from pyro_ebm.nn.nbm import NeuralBoltzmannMachine
+from pyro_ebm.nn.nbm_presets import ConditionalRBM, FactoredConditionalRBM, paper_nbm
 from pyro_ebm.nn.rbm import RBM
 from pyro_ebm.nn.serialization import ModelFileError, load, save
 
-__all__ = ["RBM", "ModelFileError", "load", "save"]
+__all__ = [
+    "RBM",
+    "ConditionalRBM",
+    "FactoredConditionalRBM",
+    "ModelFileError",
+    "NeuralBoltzmannMachine",
+    "load",
+    "paper_nbm",
+    "save",
+]

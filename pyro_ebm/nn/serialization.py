@@ -13,19 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ebm.nn.nbm import NeuralBoltzmannMachine
 from pyro_ebm.nn.rbm import RBM
 
 __all__ = ["ModelFileError", "load", "read_tensors", "save", "write_tensors"]
 
 _FORMAT = "pyro_ebm"
-_CLASSES: dict[str, type[RBM]] = {"RBM": RBM}
+Module = RBM | NeuralBoltzmannMachine
+_CLASSES: dict[str, type[RBM] | type[NeuralBoltzmannMachine]] = {
+    "RBM": RBM,
+    "NeuralBoltzmannMachine": NeuralBoltzmannMachine,
+}
 
 
 class ModelFileError(RuntimeError):
     """A model file or checkpoint that cannot be read: truncated, damaged, or not one of ours."""
 
 
-def save(module: RBM, path: str | os.PathLike[str]) -> None:
+def save(module: Module, path: str | os.PathLike[str]) -> None:
     """Write a module to a ``.safetensors`` file, atomically: the file is whole or not there.
 
     :param module: a module of :mod:`pyro_ebm.nn`.
@@ -35,7 +40,7 @@ def save(module: RBM, path: str | os.PathLike[str]) -> None:
     write_tensors(path, module.state_dict(), {"model": describe(module)})
 
 
-def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> RBM:
+def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Any:
     """Read a module that :func:`save` or a training run wrote. Nothing in the file is executed.
 
     :param path: a model file, a checkpoint, or a run folder that holds ``model.safetensors``.
@@ -48,19 +53,19 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
         path = path / "model.safetensors"
     tensors, metadata = read_tensors(path)
     module = build(metadata.get("model"), path)
-    names = set(module.state_dict())
+    names = list(module.state_dict())
     state = {name: tensors[name] for name in names if name in tensors}
-    if set(state) != names:
-        raise ModelFileError(f"{path}: tensors {sorted(names - set(state))} are missing")
+    if len(state) != len(names):
+        raise ModelFileError(f"{path}: tensors {sorted(set(names) - set(state))} are missing")
     try:
-        module = module.to(dtype=state["weight"].dtype)
+        module = module.to(dtype=state[names[0]].dtype)
         module.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
         raise ModelFileError(f"{path}: tensors do not fit the configuration: {error}") from error
     return module.to(device) if device is not None else module
 
 
-def describe(module: RBM) -> dict[str, Any]:
+def describe(module: Module) -> dict[str, Any]:
     """Class and configuration of a module, for a file's metadata."""
     name = type(module).__name__
     if name not in _CLASSES:
@@ -68,7 +73,7 @@ def describe(module: RBM) -> dict[str, Any]:
     return {"class": name, "config": module.config()}
 
 
-def build(description: Any, path: Path) -> RBM:
+def build(description: Any, path: Path) -> Module:
     """A module from its description, with fresh parameters."""
     try:
         return _CLASSES[description["class"]](**description["config"])

@@ -23,7 +23,8 @@ from pyro_ebm.training.config import TrainerConfig
 
 __all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
 
-_OPTIMIZER, _CHAINS, _GENERATOR = "optimizer.", "training.chains", "training.generator"
+_OPTIMIZER, _STATE, _AVERAGE = "optimizer.", "training.", "average."
+_GENERATOR = "training.generator"
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,19 @@ class Checkpoint:
     :param epoch: epochs done.
     :param history: metrics of the epochs done.
     :param optimizer: state of the optimiser, as its ``state_dict()["state"]``.
-    :param chains: visible states of persistent chains.
+    :param state: tensors of the gradient, such as persistent chains, by name.
     :param generator: state of the random generator.
+    :param average: the averaged parameters, as their ``state_dict()``; empty for none.
     """
 
-    module: nn.RBM
+    module: nn.RBM | nn.NeuralBoltzmannMachine
     config: TrainerConfig
     epoch: int
     history: list[dict[str, Any]]
     optimizer: dict[int, dict[str, Any]]
-    chains: Tensor | None
+    state: dict[str, Tensor]
     generator: Tensor
+    average: dict[str, Tensor]
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -55,8 +58,8 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"{_OPTIMIZER}{index}.{name}"] = value
-    if checkpoint.chains is not None:
-        tensors[_CHAINS] = checkpoint.chains
+    tensors |= {f"{_STATE}{name}": value for name, value in checkpoint.state.items()}
+    tensors |= {f"{_AVERAGE}{name}": value for name, value in checkpoint.average.items()}
     tensors[_GENERATOR] = checkpoint.generator
     metadata = {
         "model": describe(checkpoint.module),
@@ -79,26 +82,38 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     module = build(metadata.get("model"), Path(path))
     optimizer: dict[int, dict[str, Any]] = {}
     try:
-        module = module.to(dtype=tensors["weight"].dtype)
-        for name, value in tensors.items():
-            if name.startswith(_OPTIMIZER):
-                index, key = name.removeprefix(_OPTIMIZER).split(".", 1)
-                optimizer.setdefault(int(index), {})[key] = value
-        module.load_state_dict({name: tensors[name] for name in module.state_dict()})
+        names = list(module.state_dict())
+        module = module.to(dtype=tensors[names[0]].dtype)
+        for name, value in _part(tensors, _OPTIMIZER).items():
+            index, key = name.split(".", 1)
+            optimizer.setdefault(int(index), {})[key] = value
+        module.load_state_dict({name: tensors[name] for name in names})
         config = TrainerConfig.from_dict(metadata["training"])
         epoch, history = int(metadata["epoch"]), list(metadata["history"])
-        chains = _check_chains(tensors.get(_CHAINS), tensors["weight"])
+        state = _part(tensors, _STATE)
+        generator = state.pop("generator").to(torch.uint8)
+        _check_chains(state.get("chains"), module, tensors[names[0]].dtype)
         if epoch < 0:
             raise ValueError(f"epoch {epoch}")
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: damaged checkpoint ({error!r})") from error
-    generator = tensors[_GENERATOR].to(torch.uint8)
-    return Checkpoint(module, config, epoch, history, optimizer, chains, generator)
+    average = _part(tensors, _AVERAGE)
+    return Checkpoint(module, config, epoch, history, optimizer, state, generator, average)
 
 
-def _check_chains(chains: Tensor | None, weight: Tensor) -> Tensor | None:
-    if chains is not None:
-        shape = (len(chains) if chains.dim() else 0, len(weight))
-        if chains.shape != shape or chains.dtype != weight.dtype:
-            raise ValueError(f"chains of {chains.dtype}, shape {tuple(chains.shape)}")
-    return chains
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with a prefix, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _check_chains(
+    chains: Tensor | None, module: nn.RBM | nn.NeuralBoltzmannMachine, dtype: torch.dtype
+) -> None:
+    if chains is None:
+        return
+    if isinstance(module, nn.RBM):
+        fits = chains.dim() == 2 and chains.shape[1] == len(module.get_parameter("weight"))
+    else:
+        fits = chains.dim() == 3 and chains.shape[2] in (module.num_visible, module.num_hidden)
+    if not fits or chains.dtype != dtype:
+        raise ValueError(f"chains of {chains.dtype}, shape {tuple(chains.shape)}")

@@ -27,6 +27,7 @@ class ContrastiveGradient:
     :param int num_steps: Gibbs sweeps per update.
     :param bool persistent: whether chains go on from update to update.
     :param int num_chains: chains; the rows of the batch if None.
+    :param float offset_rate: rate at which hidden offsets of a centred module follow the hidden means.
     :param torch.Generator generator: the source of random bits.
     """
 
@@ -37,6 +38,7 @@ class ContrastiveGradient:
         num_steps: int,
         persistent: bool,
         num_chains: int | None,
+        offset_rate: float = 0.0,
         generator: Generator | None = None,
     ) -> None:
         self.module = module
@@ -46,13 +48,16 @@ class ContrastiveGradient:
         self.generator = generator
         #: Visible states of the persistent chains, shape ``(num_chains, V)``.
         self.chains: Tensor | None = None
+        self._offset_rate = offset_rate
+        #: Mean hidden state of the rows of the last batch, shape ``(H,)``.
+        self.hidden_mean: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, batch: Tensor) -> Tensor:
+    def __call__(self, batch: Tensor, rows: Tensor | None = None) -> None:
         """Set the gradients for a batch.
 
         :param Tensor batch: shape ``(rows, V)``, of the module's dtype and device.
-        :returns: the mean hidden state over the batch, shape ``(H,)``.
+        :param Tensor rows: not used.
         """
         dist = self.module(validate_args=False)
         sweep = GibbsSweep(dist, self.generator)
@@ -62,7 +67,23 @@ class ContrastiveGradient:
         negative_mean = dist.hidden.natural_mean(negative_theta)
         self._set_weight(dist, (batch, mean), (negative, negative_mean))
         self._set_units(dist, (batch, theta, mean), (negative, negative_theta, negative_mean))
-        return mean.mean(0)
+        self.hidden_mean = mean.mean(0)
+
+    def after_step(self) -> None:
+        """Let the hidden offset of a centred module follow the mean of the last batch."""
+        if self.module.centered and self._offset_rate and self.hidden_mean is not None:
+            step = (self.hidden_mean - self.module.hidden_offset) * self._offset_rate
+            self.module.shift_offsets(hidden_step=step)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint keeps."""
+        return {} if self.chains is None else {"chains": self.chains}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+        chains = state.get("chains")
+        weight = self.module.get_parameter("weight")
+        self.chains = None if chains is None else chains.to(weight.device)
 
     def _negative_phase(
         self, dist: RBM, sweep: GibbsSweep, batch: Tensor, theta: Tensor

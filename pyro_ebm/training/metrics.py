@@ -6,9 +6,11 @@
 import torch
 from torch import Tensor
 
+from pyro_ebm import nn
 from pyro_ebm.distributions import RBM
+from pyro_ebm.ops.grouping import RowGroups
 
-__all__ = ["epoch_metrics"]
+__all__ = ["conditional_metrics", "epoch_metrics"]
 
 
 @torch.no_grad()
@@ -40,4 +42,32 @@ def epoch_metrics(
         metrics["free_energy_gap"] = held_out - free_energy
     if chains is not None:
         metrics["free_energy_chains"] = dist.free_energy(chains).mean().item()
+    return metrics
+
+
+@torch.no_grad()
+def conditional_metrics(
+    module: nn.NeuralBoltzmannMachine, *data: tuple[Tensor, Tensor]
+) -> dict[str, float]:
+    """Metrics of one epoch of a conditional model, see :func:`epoch_metrics`.
+
+    :param module: the model.
+    :param data: rows and contexts of the training data, then those of the validation data.
+    """
+    metrics: dict[str, float] = {}
+    for name, (rows, context) in zip(("train", "validation"), data, strict=False):
+        contexts, index = torch.unique(context, dim=0, return_inverse=True)
+        groups = RowGroups(index)
+        dist = module.condition(contexts.to(module.device, module.dtype), validate_args=False)
+        y = groups.pack(rows)
+        free_energy = groups.unpack(dist.free_energy(y))
+        metrics[f"free_energy_{name}"] = free_energy.mean().item()
+        if name == "train":
+            mean = dist.hidden.mean(dist.hidden_field(y))
+            reconstruction = groups.unpack(dist.visible.mean(dist.visible_field(mean)))
+            metrics["reconstruction_error"] = (rows - reconstruction).square().mean().item()
+            metrics["weight_norm"] = dist.weight.norm(dim=(-2, -1)).mean().item()
+        else:
+            gap = metrics["free_energy_validation"] - metrics["free_energy_train"]
+            metrics["free_energy_gap"] = gap
     return metrics

@@ -12,11 +12,13 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
-from pyro_ebm.ops.random import bernoulli
 from pyro_ebm.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from pyro_ebm.training.conditional_gradient import ConditionalGradient
 from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.gradient import ContrastiveGradient
-from pyro_ebm.training.metrics import epoch_metrics
+from pyro_ebm.training.metrics import conditional_metrics, epoch_metrics
+from pyro_ebm.training.optimization import Optimization
+from pyro_ebm.training.training_data import TrainingData, check_data_options, draw_states
 
 __all__ = ["Trainer", "TrainingDivergedError"]
 
@@ -28,11 +30,14 @@ class TrainingDivergedError(RuntimeError):
 class Trainer:
     r"""Trains a module by (persistent) contrastive divergence.
 
-    Gradients are those of sufficient statistics, without autograd; a step is five matrix products
-    (CD-1) and the random numbers between them. A run is reproducible from its seed, and one that is
-    resumed from a checkpoint ends in the same parameters as one that was never interrupted.
+    Gradients of an RBM are those of sufficient statistics, without autograd; a step is five matrix
+    products (CD-1) and the random numbers between them. Those of a neural Boltzmann machine go
+    through its networks, once a distinct context, see
+    :class:`~pyro_ebm.training.conditional_gradient.ConditionalGradient`. A run is reproducible from its
+    seed, and one that is resumed from a checkpoint ends in the same parameters as one that was never
+    interrupted.
 
-    :param module: a :class:`pyro_ebm.nn.RBM`.
+    :param module: a :class:`pyro_ebm.nn.RBM` or :class:`pyro_ebm.nn.NeuralBoltzmannMachine`.
     :param TrainerConfig config: options.
 
     >>> import torch
@@ -46,12 +51,15 @@ class Trainer:
     [1, 2]
     """
 
-    def __init__(self, module: nn.RBM, config: TrainerConfig) -> None:
-        if not isinstance(module, nn.RBM):
-            raise TypeError(f"module must be a pyro_ebm.nn.RBM, got {type(module).__name__}")
-        family = module.visible.family
-        if config.binarize and family in ("ising", "categorical", "multinomial"):
-            raise ValueError(f"binarize=True draws bits, which are no states of {family!r} units")
+    def __init__(
+        self, module: nn.RBM | nn.NeuralBoltzmannMachine, config: TrainerConfig
+    ) -> None:
+        if not isinstance(module, nn.RBM | nn.NeuralBoltzmannMachine):
+            raise TypeError(
+                "module must be a pyro_ebm.nn.RBM or NeuralBoltzmannMachine, got "
+                f"{type(module).__name__}"
+            )
+        check_data_options(module, config)
         if config.seed is None:
             config = replace(config, seed=int(torch.randint(2**31, ()).item()))
         self.module = module
@@ -59,16 +67,11 @@ class Trainer:
         #: One record an epoch: its number, its metrics and the seconds it took.
         self.history: list[dict[str, Any]] = []
         self.epoch = 0
-        self._device = module.get_parameter("weight").device
+        parameter = next(module.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
         self._generator = Generator(device=self._device).manual_seed(config.seed or 0)
-        self._gradient = ContrastiveGradient(
-            module,
-            num_steps=config.num_steps,
-            persistent=config.persistent,
-            num_chains=config.num_chains or (config.batch_size if config.persistent else None),
-            generator=self._generator,
-        )
-        self._optimizer = _make_optimizer(module, config)
+        self._gradient = _make_gradient(module, config, self._generator)
+        self._optimization = Optimization(module, config)
 
     @classmethod
     def from_checkpoint(
@@ -92,7 +95,7 @@ class Trainer:
         trainer = cls(module, replace(state.config, **changes))
         try:
             trainer._restore(state)
-        except (IndexError, RuntimeError, ValueError) as error:
+        except (IndexError, KeyError, RuntimeError, ValueError) as error:
             message = f"{path}: the state of training does not fit the model or the device"
             raise nn.ModelFileError(f"{message} ({error})") from error
         return trainer
@@ -101,25 +104,44 @@ class Trainer:
         self.epoch = state.epoch
         self.history = list(state.history)
         self._generator.set_state(state.generator)
-        self._gradient.chains = None if state.chains is None else state.chains.to(self._device)
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._gradient.restore(state.state)
+        parameters = self._optimization.parameters
         for index, values in state.optimizer.items():
             shape = parameters[index].shape
             if any(value.dim() and value.shape != shape for value in values.values()):
                 raise ValueError(f"state of parameter {index}, which has shape {tuple(shape)}")
-        optimizer = self._optimizer.state_dict()
-        self._optimizer.load_state_dict({**optimizer, "state": state.optimizer})
+        optimizer = self._optimization.optimizer
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state.optimizer})
+        if self._optimization.averaged is not None and state.average:
+            self._optimization.averaged.load_state_dict(state.average)
 
     @property
     def chains(self) -> Tensor | None:
-        """Visible states of the persistent chains, shape ``(num_chains, V)``; None with CD."""
+        """States of the persistent chains; None with CD. Visible ones of shape ``(num_chains, V)``,
+        those of a conditional model ``(num_chains, contexts, size)``, in the order of
+        ``torch.unique(context, dim=0)``."""
         return self._gradient.chains
 
-    def fit(self, data: Tensor, validation: Tensor | None = None) -> list[dict[str, Any]]:
+    @property
+    def averaged(self) -> Any:
+        """The module with averaged parameters (``averaging``), the module itself without."""
+        averaged = self._optimization.averaged
+        return self.module if averaged is None else averaged.module
+
+    def fit(
+        self,
+        data: Tensor,
+        validation: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        validation_context: Tensor | None = None,
+    ) -> list[dict[str, Any]]:
         """Train until ``config.num_epochs`` epochs are done.
 
         :param Tensor data: shape ``(rows, V)``, any dtype; kept as it is and converted by batch.
         :param Tensor validation: rows for the metrics only.
+        :param Tensor context: the contexts of a conditional model, shape ``(rows, num_context)``.
+        :param Tensor validation_context: contexts of the rows for the metrics.
         :returns: :attr:`history`.
         :raises ValueError: for a wrong shape, NaN, or values outside of the support.
         :raises TrainingDivergedError: if parameters become NaN or infinite; the last checkpoint
@@ -127,11 +149,14 @@ class Trainer:
         """
         from tqdm.auto import tqdm
 
-        data = self._check_data("data", data)
+        train = TrainingData.check("data", self.module, self.config, data, context)
+        held_out = None
         if validation is not None:
-            validation = self._check_data("validation", validation)
-        self._start(data)
-        num_batches = -(-len(data) // self.config.batch_size)
+            held_out = TrainingData.check(
+                "validation", self.module, self.config, validation, validation_context
+            )
+        self._start(train)
+        num_batches = -(-len(train.rows) // self.config.batch_size)
         remaining = self.config.num_epochs - self.epoch
         with tqdm(
             total=max(remaining, 0) * num_batches, unit="step", disable=not self.config.progress
@@ -140,60 +165,67 @@ class Trainer:
                 bar.set_description(f"epoch {self.epoch + 1}/{self.config.num_epochs}")
                 started = time.perf_counter()
                 try:
-                    self._run_epoch(data, num_batches, bar)
+                    self._run_epoch(train.rows, num_batches, bar)
                 except RuntimeError as error:
                     # Some samplers refuse NaN, which products of large parameters make too.
                     if not self._is_finite(root=4):
                         raise self._diverged() from error
                     raise
                 self.epoch += 1
-                self._finish_epoch(data, validation, time.perf_counter() - started)
+                self._finish_epoch(train, held_out, time.perf_counter() - started)
                 bar.set_postfix(_postfix(self.history[-1]))
         return self.history
 
-    def _start(self, data: Tensor) -> None:
-        """Put the visible offset of a centred module at the data's mean."""
-        if self.module.centered and self.epoch == 0:
-            mean = data.to(self.module.get_parameter("weight").dtype).mean(0)
-            self.module.shift_offsets(mean - self.module.visible_offset)
+    def _start(self, train: TrainingData) -> None:
+        """Put the visible offset of a centred RBM at the data's mean; find the contexts."""
+        module = self.module
+        if isinstance(module, nn.NeuralBoltzmannMachine):
+            assert isinstance(self._gradient, ConditionalGradient) and train.context is not None
+            self._gradient.start(train.context)
+        elif module.centered and self.epoch == 0:
+            mean = train.rows.to(self._dtype).mean(0)
+            module.shift_offsets(mean - module.visible_offset)
 
     def _run_epoch(self, data: Tensor, num_batches: int, bar: Any) -> None:
         order = torch.randperm(len(data), device=self._device, generator=self._generator)
+        numbers = order.cpu().split(self.config.batch_size)
         total = self.config.num_epochs * num_batches
         for i, rows in enumerate(order.split(self.config.batch_size)):
-            self._set_learning_rate((self.epoch * num_batches + i) / total)
-            hidden_mean = self._gradient(self._states(data[rows], self._generator))
-            self._optimizer.step()
-            if self.module.centered and self.config.offset_rate:
-                step = (hidden_mean - self.module.hidden_offset) * self.config.offset_rate
-                self.module.shift_offsets(hidden_step=step)
+            self._gradient(self._states(data[rows], self._generator), numbers[i])
+            self._optimization.step((self.epoch * num_batches + i) / total)
+            self._gradient.after_step()
+            self._optimization.average()
             bar.update()
 
     def _states(self, rows: Tensor, generator: Generator) -> Tensor:
         """Rows of the data as states of the visible layer."""
-        rows = rows.to(self.module.get_parameter("weight").dtype)
-        return bernoulli(rows, generator) if self.config.binarize else rows
+        return draw_states(rows.to(self._dtype), self.module, self.config, generator)
 
-    def _set_learning_rate(self, progress: float) -> None:
-        if self.config.learning_rate_schedule == "linear":
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * (1.0 - progress)
-
-    def _finish_epoch(self, data: Tensor, validation: Tensor | None, seconds: float) -> None:
+    def _finish_epoch(
+        self, train: TrainingData, held_out: TrainingData | None, seconds: float
+    ) -> None:
         if not self._is_finite():
             raise self._diverged()
-        rows = self.config.metrics_rows
-        # A generator of its own, so that looking at metrics does not change the run.
-        bits = Generator(device=self._device).manual_seed(0)
-        train = self._states(data[:rows], bits)
-        held_out = None if validation is None else self._states(validation[:rows], bits)
-        metrics = epoch_metrics(self.module(), train, held_out, self.chains)
-        record = {"epoch": self.epoch, **metrics, "seconds": round(seconds, 3)}
-        self.history.append(record)
+        record = {"epoch": self.epoch, **self._metrics(train, held_out)}
+        self.history.append({**record, "seconds": round(seconds, 3)})
         done = self.epoch == self.config.num_epochs
         due = done or self.epoch % self.config.checkpoint_every == 0
         if self.config.checkpoint is not None and due:
             write_checkpoint(self.config.checkpoint, self._state())
+
+    def _metrics(self, train: TrainingData, held_out: TrainingData | None) -> dict[str, float]:
+        count = self.config.metrics_rows
+        # A generator of its own, so that looking at metrics does not change the run.
+        bits = Generator(device=self._device).manual_seed(0)
+        rows = self._states(train.rows[:count], bits)
+        other = None if held_out is None else self._states(held_out.rows[:count], bits)
+        if isinstance(self.module, nn.RBM):
+            return epoch_metrics(self.module(), rows, other, self.chains)
+        assert train.context is not None
+        pairs = [(rows, train.context[:count])]
+        if held_out is not None and held_out.context is not None and other is not None:
+            pairs.append((other, held_out.context[:count]))
+        return conditional_metrics(self.module, *pairs)
 
     def _is_finite(self, root: int = 1) -> bool:
         """Whether the parameters' powers (of exponent ``root``) are within the floating-point range."""
@@ -208,45 +240,36 @@ class Trainer:
         )
 
     def _state(self) -> Checkpoint:
+        averaged = self._optimization.averaged
         return Checkpoint(
             self.module,
             self.config,
             self.epoch,
             self.history,
-            self._optimizer.state_dict()["state"],
-            self.chains,
+            self._optimization.optimizer.state_dict()["state"],
+            self._gradient.state(),
             self._generator.get_state(),
+            {} if averaged is None else averaged.state_dict(),
         )
 
-    def _check_data(self, name: str, data: Tensor) -> Tensor:
-        num_visible = self.module.get_parameter("weight").shape[0]
-        if data.dim() != 2 or data.shape[1] != num_visible or len(data) == 0:
-            raise ValueError(
-                f"{name} must have shape (rows >= 1, {num_visible}), got {tuple(data.shape)}"
-            )
-        if self.config.binarize:
-            valid, what = ((data >= 0) & (data <= 1)).all(-1), "[0, 1], which binarize=True needs"
-        else:
-            support = self.module.visible().support
-            valid = support.check(data) & torch.isfinite(data).all(-1)
-            what = f"the support of {self.module.visible.family!r} units or not finite ({support})"
-        if not bool(valid.all()):
-            bad = int((~valid).sum())
-            raise ValueError(f"{name} has {bad} of {len(data)} rows outside of {what}")
-        return data.to(self._device)
 
-
-def _make_optimizer(module: nn.RBM, config: TrainerConfig) -> torch.optim.Optimizer:
-    weight = module.get_parameter("weight")
-    others = [p for p in module.parameters() if p is not weight and p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [weight], "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.learning_rate)
+def _make_gradient(
+    module: nn.RBM | nn.NeuralBoltzmannMachine, config: TrainerConfig, generator: Generator
+) -> ContrastiveGradient | ConditionalGradient:
+    if isinstance(module, nn.NeuralBoltzmannMachine):
+        return ConditionalGradient(module, config, generator)
+    plain = {"chain_start": "data", "negative_phase": "gibbs", "negative_side": "auto"}
+    for name, value in plain.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"{name} is an option of conditional models, not of a nn.RBM")
+    return ContrastiveGradient(
+        module,
+        num_steps=config.num_steps,
+        persistent=config.persistent,
+        num_chains=config.num_chains or (config.batch_size if config.persistent else None),
+        offset_rate=config.offset_rate,
+        generator=generator,
+    )
 
 
 def _postfix(record: dict[str, Any]) -> dict[str, str]:

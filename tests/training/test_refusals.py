@@ -103,7 +103,15 @@ def test_round_trip_by_json():
         momentum=0.3,
         weight_decay=1e-4,
         learning_rate_schedule="linear",
+        averaging=0.9,
+        gradient_clip=1.5,
+        groups={"weight": {"weight_decay": 0.5}},
+        chain_start="prior",
+        negative_phase="tempering",
+        negative_side="hidden",
+        num_replicas=4,
         binarize=True,
+        noise_std=0.1,
         offset_rate=0.2,
         metrics_rows=9,
         checkpoint=Path("runs") / "x.safetensors",
@@ -135,7 +143,7 @@ def test_dictionaries_are_checked():
 
 @pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), None, nn.RBM(2, 2)()], ids=repr)
 def test_only_modules_of_the_package_are_trained(module):
-    with pytest.raises(TypeError, match=r"module must be a pyro_ebm\.nn\.RBM, got "):
+    with pytest.raises(TypeError, match=r"module must be a pyro_ebm\.nn\.RBM or NeuralBoltzmannMachine, got "):
         Trainer(module, TrainerConfig())
 
 

@@ -55,12 +55,12 @@ def fit_until(step: int, trainer: Trainer, data, validation, monkeypatch) -> Non
     done = 0
     original = ContrastiveGradient.__call__
 
-    def interrupted(gradient, batch):
+    def interrupted(gradient, *batch):
         nonlocal done
         if done == step:
             raise KeyboardInterrupt
         done += 1
-        return original(gradient, batch)
+        return original(gradient, *batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ContrastiveGradient, "__call__", interrupted)
@@ -136,7 +136,7 @@ def test_the_optimizer_and_the_generator_come_back(path):
     trainer.fit(DATA)
     again = Trainer.from_checkpoint(path)
     assert torch.equal(again._generator.get_state(), trainer._generator.get_state())
-    ours, theirs = again._optimizer.state_dict(), trainer._optimizer.state_dict()
+    ours, theirs = (t._optimization.optimizer.state_dict() for t in (again, trainer))
     assert ours["param_groups"][0]["momentum"] == 0.9
     assert ours["state"].keys() == theirs["state"].keys() == {0, 1, 2}
     for index, state in theirs["state"].items():
@@ -322,7 +322,7 @@ def test_divergence_is_an_error_and_the_last_checkpoint_stays(family, centered, 
 
 
 def test_other_errors_are_not_called_divergence(monkeypatch):
-    def failing(self, batch):
+    def failing(self, *batch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(ContrastiveGradient, "__call__", failing)

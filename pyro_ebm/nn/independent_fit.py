@@ -1,0 +1,59 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Maximum likelihood of a conditional layer of independent units."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import Parameter
+
+from pyro_ebm.distributions.units import Unit
+
+__all__ = ["fit_independent"]
+
+
+def fit_independent(
+    make_unit: Callable[[Tensor], Unit],
+    parameters: Sequence[Parameter],
+    data: Tensor,
+    context: Tensor,
+    *,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int | None,
+) -> None:
+    r"""Train the networks of a layer on :math:`\log p(y | x) = -u(y; x) - \Gamma(0; x)`, in closed form.
+
+    :param make_unit: the layer from contexts of shape ``(rows, n)``.
+    :param parameters: what to train.
+    :param Tensor data: y, shape ``(rows, V)``.
+    :param Tensor context: x, shape ``(rows, n)``.
+    :param int num_steps: updates of Adam.
+    :param int batch_size: rows an update.
+    :param float learning_rate: the rate at the start; it falls to zero.
+    :param int seed: seed of the choice of rows; the global generator if None.
+    :raises ValueError: for impossible options.
+    """
+    if num_steps < 0 or batch_size < 1 or learning_rate <= 0:
+        raise ValueError(
+            "num_steps >= 0, batch_size >= 1 and learning_rate > 0 must hold, got "
+            f"{num_steps!r}, {batch_size!r}, {learning_rate!r}"
+        )
+    generator = None if seed is None else Generator(device=data.device).manual_seed(seed)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    dtype, device = parameters[0].dtype, parameters[0].device
+    with torch.enable_grad():
+        for step in range(num_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * (1.0 - step / num_steps)
+            rows = torch.randint(len(data), (batch_size,), generator=generator, device=data.device)
+            y = data[rows].to(device=device, dtype=dtype)
+            unit = make_unit(context[rows.to(context.device)].to(device))
+            loss = (unit.energy(y) + unit.log_partition()).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    optimizer.zero_grad()

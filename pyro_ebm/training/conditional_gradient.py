@@ -1,0 +1,197 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The gradient of contrastive divergence of a conditional model, by distinct context."""
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from pyro_ebm import nn
+from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.infer import ParallelTempering, exact_log_partition
+from pyro_ebm.infer.contrastive.negative import move_chains
+from pyro_ebm.ops.grouping import RowGroups
+from pyro_ebm.training.config import TrainerConfig
+
+__all__ = ["ConditionalGradient"]
+
+#: With at most this many contexts all of them take part in every update, so that shapes are fixed and
+#: every chain moves at every step.
+MAX_FIXED_CONTEXTS = 32
+_DEFAULT_CHAINS = 20
+
+
+class ConditionalGradient:
+    r"""Writes the gradient of the negative log-likelihood of a conditional model to ``.grad``.
+
+    .. math::
+        \frac{1}{N} \sum_n \partial F(y_n | x_n) + \sum_u \frac{N_u}{N}\, \partial \log Z(x_u)
+
+    Networks are evaluated and chains are run once a *distinct* context :math:`x_u` of the batch, with
+    :math:`N_u` rows, and not once a row. For Gaussian visible units the model's side is written in hidden
+    states, :math:`\partial \log Z = -E_h[\partial F_{hidden}(h)]`, where :math:`F_{hidden}` is the free energy
+    of the machine with its layers exchanged: chains run without the visible layer, and the gradient
+    has less variance (none at all for :math:`\mu`).
+
+    :param module: the model.
+    :param TrainerConfig config: options of the run.
+    :param torch.Generator generator: the source of random bits.
+    :raises ValueError: for options that the model cannot have.
+    """
+
+    def __init__(
+        self, module: nn.NeuralBoltzmannMachine, config: TrainerConfig, generator: Generator
+    ) -> None:
+        self.module = module
+        self.config = config
+        self.generator = generator
+        gaussian = module.visible_family in ("gaussian", "low-rank-gaussian")
+        side = config.negative_side
+        #: Whether negatives are hidden states.
+        self.in_hidden = gaussian if side == "auto" else side == "hidden"
+        #: States of the persistent chains, shape ``(num_chains, contexts, size)``.
+        self.chains: Tensor | None = None
+        #: What else the state of tempering consists of.
+        self.kernel_state: dict[str, Tensor] = {}
+        self._contexts: Tensor | None = None
+        self._index: Tensor | None = None
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def start(self, context: Tensor) -> None:
+        """Find the distinct contexts of the data.
+
+        :param Tensor context: shape ``(rows, num_context)``.
+        :raises ValueError: if chains that were restored belong to another number of contexts, or
+            tempering would need too many.
+        """
+        contexts, index = torch.unique(context, dim=0, return_inverse=True)
+        count = len(contexts)
+        if self.config.negative_phase == "tempering" and count > MAX_FIXED_CONTEXTS:
+            raise ValueError(
+                f"negative_phase='tempering' takes at most {MAX_FIXED_CONTEXTS} distinct contexts, "
+                f"the data have {count}"
+            )
+        if self.chains is not None and self.chains.shape[1] != count:
+            raise ValueError(
+                f"the chains are those of {self.chains.shape[1]} contexts, the data have {count}"
+            )
+        self._contexts = contexts.to(self.module.device, self.module.dtype)
+        # Batches are planned on the CPU, so that no step waits for another device.
+        self._index = index.cpu()
+
+    def __call__(self, batch: Tensor, rows: Tensor) -> None:
+        """Set the gradients for a batch.
+
+        :param Tensor batch: y, shape ``(rows, V)``, of the module's dtype and device.
+        :param Tensor rows: numbers of these rows in the data, on the CPU.
+        """
+        assert self._contexts is not None and self._index is not None
+        fixed = len(self._contexts) <= MAX_FIXED_CONTEXTS
+        groups = RowGroups(self._index[rows], len(self._contexts) if fixed else None)
+        present = groups.present.to(batch.device)
+        with torch.enable_grad():
+            dist = self.module.condition(
+                self._contexts if fixed else self._contexts[present], validate_args=False
+            )
+            y, mask = groups.pack(batch), groups.mask().to(batch)
+            share = (groups.counts / len(rows)).to(batch)
+            loss = (dist.free_energy(y) * mask).sum() / len(rows)
+            loss = loss + self._log_partition(dist, y, mask, share, None if fixed else present)
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss.backward()
+
+    def after_step(self) -> None:
+        """Nothing moves after an update."""
+
+    # --- the model's side -----------------------------------------------------------------------
+
+    def _log_partition(
+        self, dist: RBM, y: Tensor, mask: Tensor, share: Tensor, present: Tensor | None
+    ) -> Tensor:
+        """A scalar with the gradient of the mean log Z of the batch."""
+        if self.config.negative_phase == "exact":
+            exact: Tensor = (exact_log_partition(dist) * share).sum()
+            return exact
+        side = dist.transpose() if self.in_hidden else dist
+        frozen = side.detach()
+        if self.config.persistent:
+            negatives = self._persistent(frozen, y, mask, present)
+            return -(side.free_energy(negatives).mean(0) * share).sum()
+        count = self.config.num_chains
+        if count is None:
+            start = self._start(frozen, y)
+            weight = mask / mask.sum()
+        else:
+            start = self._start(frozen, self._some_rows(y, mask, count))
+            weight = share / count
+        negatives = GibbsSweep(frozen, self.generator).run(start, self.config.num_steps)
+        return -(side.free_energy(negatives) * weight).sum()
+
+    @torch.no_grad()
+    def _persistent(
+        self, side: RBM, y: Tensor, mask: Tensor, present: Tensor | None
+    ) -> Tensor:
+        assert self._contexts is not None
+        count = self.config.num_chains or _DEFAULT_CHAINS
+        if present is None:
+            if self.chains is None:
+                self.chains = self._start(side, self._some_rows(y, mask, count))
+            self.chains = self._move(side, self.chains)
+            return self.chains
+        if self.chains is None:
+            shape = (count, len(self._contexts), side.event_shape[0])
+            self.chains = side.weight.new_full(shape, torch.nan)
+        chains = self.chains[:, present]
+        # NaN marks contexts that are met for the first time.
+        fresh = self._start(side, self._some_rows(y, mask, count))
+        chains = self._move(side, torch.where(chains.isnan(), fresh, chains))
+        self.chains[:, present] = chains
+        return chains
+
+    def _move(self, side: RBM, chains: Tensor) -> Tensor:
+        steps = self.config.num_steps
+        if self.config.negative_phase == "gibbs":
+            return GibbsSweep(side, self.generator).run(chains, steps)
+
+        def kernel(dist: RBM) -> ParallelTempering:
+            return ParallelTempering(
+                dist, self.config.num_replicas, adapt=False, generator=self.generator
+            )
+
+        chains, self.kernel_state = move_chains(side, chains, steps, kernel, self.kernel_state)
+        return chains
+
+    def _some_rows(self, y: Tensor, mask: Tensor, count: int) -> Tensor:
+        """``count`` random rows of every context; zeros for a context without rows."""
+        have = mask.sum(0).clamp(min=1)
+        draw = torch.rand(count, len(have), generator=self.generator, device=y.device)
+        index = (draw * have).long()
+        return y.gather(0, index.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
+
+    @torch.no_grad()
+    def _start(self, side: RBM, y: Tensor) -> Tensor:
+        """Where chains start that have rows ``y``, shape ``(chains, contexts, V)``."""
+        machine = side.transpose() if self.in_hidden else side
+        if self.config.chain_start == "data":
+            return GibbsSweep(machine, self.generator).sample_hidden(y) if self.in_hidden else y
+        shape = (*y.shape[:-1], machine.hidden.size)
+        theta = machine.hidden.natural_bias.expand(shape)
+        h = machine.hidden.natural_sample(theta, self.generator)
+        return h if self.in_hidden else GibbsSweep(machine, self.generator).sample_visible(h)
+
+    # --- the state of a run -----------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint keeps."""
+        tensors: dict[str, Any] = {} if self.chains is None else {"chains": self.chains}
+        return tensors | {f"kernel.{name}": value for name, value in self.kernel_state.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+        device = self.module.device
+        moved = {name: tensor.to(device) for name, tensor in state.items()}
+        self.chains = moved.pop("chains", None)
+        self.kernel_state = {name.removeprefix("kernel."): t for name, t in moved.items()}

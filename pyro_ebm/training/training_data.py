@@ -1,0 +1,126 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a model is trained on: checked once, turned into states at every visit."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from pyro_ebm import nn
+from pyro_ebm.ops.random import bernoulli
+from pyro_ebm.training.config import TrainerConfig
+
+__all__ = ["TrainingData", "check_data_options", "draw_states"]
+
+Module = nn.RBM | nn.NeuralBoltzmannMachine
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows and their contexts.
+
+    :param Tensor rows: shape ``(rows, V)``, on the device of the module.
+    :param Tensor context: shape ``(rows, num_context)``, None for a model without.
+    """
+
+    rows: Tensor
+    context: Tensor | None
+
+    @classmethod
+    def check(
+        cls,
+        name: str,
+        module: Module,
+        config: TrainerConfig,
+        rows: Tensor,
+        context: Tensor | None,
+    ) -> "TrainingData":
+        """The data of a run.
+
+        :param str name: what the rows are called in messages.
+        :raises ValueError: for a wrong shape, NaN, or values outside of the support.
+        """
+        num_visible = _num_visible(module)
+        if rows.dim() != 2 or rows.shape[1] != num_visible or len(rows) == 0:
+            raise ValueError(
+                f"{name} must have shape (rows >= 1, {num_visible}), got {tuple(rows.shape)}"
+            )
+        valid, what = _valid_rows(module, config, rows)
+        if not bool(valid.all()):
+            bad = int((~valid).sum())
+            raise ValueError(f"{name} has {bad} of {len(rows)} rows outside of {what}")
+        parameter = next(module.parameters())
+        context = _check_context(name, module, rows, context)
+        return cls(rows.to(parameter.device), context)
+
+
+def draw_states(
+    rows: Tensor, module: Module, config: TrainerConfig, generator: Generator
+) -> Tensor:
+    """Rows of the data as states of the visible layer: new bits, spins or noise where asked for.
+
+    :param Tensor rows: shape ``(rows, V)``, of the module's dtype and device.
+    """
+    if config.binarize:
+        rows = bernoulli(rows, generator)
+        if _family(module) == "ising":
+            rows = 2.0 * rows - 1.0
+    if config.noise_std:
+        noise = torch.empty_like(rows).normal_(generator=generator)
+        rows = torch.add(rows, noise, alpha=config.noise_std)
+    return rows
+
+
+def check_data_options(module: Module, config: TrainerConfig) -> None:
+    """Refuse ways to draw states that the visible layer does not have.
+
+    :raises ValueError: if there are such.
+    """
+    family = _family(module)
+    if config.binarize and family in ("categorical", "multinomial", "mixed"):
+        raise ValueError(f"binarize=True draws bits, which are no states of {family!r} units")
+    if config.noise_std and family not in ("gaussian", "low-rank-gaussian"):
+        raise ValueError(f"noise_std is an option of Gaussian visible units, not of {family!r}")
+
+
+def _family(module: Module) -> str:
+    return module.visible.family if isinstance(module, nn.RBM) else module.visible_family
+
+
+def _num_visible(module: Module) -> int:
+    if isinstance(module, nn.RBM):
+        return int(module.get_parameter("weight").shape[0])
+    return module.num_visible
+
+
+def _valid_rows(module: Module, config: TrainerConfig, rows: Tensor) -> tuple[Tensor, str]:
+    """Which rows can be states, and in words what they must be."""
+    family = _family(module)
+    if config.binarize:
+        return ((rows >= 0) & (rows <= 1)).all(-1), "[0, 1], which binarize=True needs"
+    if isinstance(module, nn.RBM):
+        support = module.visible().support
+    else:
+        zero = torch.zeros(module.num_context, dtype=module.dtype, device=module.device)
+        support = module.visible_unit(zero).support
+    valid = support.check(rows) & torch.isfinite(rows).all(-1)
+    return valid, f"the support of {family!r} units or not finite ({support})"
+
+
+def _check_context(
+    name: str, module: Module, rows: Tensor, context: Tensor | None
+) -> Tensor | None:
+    label = "context" if name == "data" else f"{name}_context"
+    if isinstance(module, nn.RBM):
+        if context is not None:
+            raise ValueError(f"{label} is given, but an RBM has no context")
+        return None
+    expected = (len(rows), module.num_context)
+    if context is None or context.shape != expected:
+        got = None if context is None else tuple(context.shape)
+        raise ValueError(f"{label} must have shape {expected}, got {got}")
+    if not bool(torch.isfinite(context).all()):
+        raise ValueError(f"{label} holds NaN or infinite values")
+    return context
