@@ -19,25 +19,51 @@ Array = np.ndarray
 
 #: Quadrature: [low, high] of each continuous family and nodes an interval, exact to rounding for
 #: precisions between about 0.7 and 2.5 and means within about 3 of zero.
-_RANGE = {"gaussian": (-13.0, 13.0), "relu": (0.0, 13.0)}
-_NODES = {"gaussian": 66, "relu": 48}
+_RANGE = {"gaussian": (-13.0, 13.0), "low_rank": (-13.0, 13.0), "relu": (0.0, 13.0)}
+_NODES = {"gaussian": 66, "low_rank": 66, "relu": 48}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: the name of the family, its parameters, and M for counts."""
+    """One layer: the name of the family, its parameters, and M for counts.
+
+    A layer of the family "mixed" has the families and counts of its blocks; the parameters of block i
+    are named "i_name".
+    """
 
     family: str
     parameters: dict[str, Array]
     total_count: int = 0
+    kinds: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def blocks(self) -> "list[Layer]":
+        """The layers of one family that a mixed one is made of."""
+        if not self.kinds:
+            return []
+        own: list[dict[str, Array]] = [{} for _ in self.kinds]
+        for name, value in self.parameters.items():
+            number, key = name.split("_", 1)
+            own[int(number)][key] = value
+        return [Layer(kind[0], p, kind[1]) for kind, p in zip(self.kinds, own, strict=True)]
 
     @property
     def size(self) -> int:
+        if self.family == "mixed":
+            return sum(block.size for block in self.blocks)
+        if self.family == "low_rank":
+            return self.parameters["cov_factor"].shape[0]
         return max(p.size for p in self.parameters.values())
 
     @property
     def is_continuous(self) -> bool:
-        return self.family in _RANGE
+        """Whether any entry is."""
+        return self.family in _RANGE or any(block.is_continuous for block in self.blocks)
+
+    def split(self, x: Array) -> "list[tuple[Layer, Array]]":
+        """The blocks of a mixed layer with their columns of states."""
+        ends = np.cumsum([block.size for block in self.blocks])
+        return list(zip(self.blocks, np.split(x, ends[:-1], axis=1), strict=True))
 
 
 @dataclass(frozen=True)
@@ -73,6 +99,16 @@ def layer_energy(layer: Layer, x: Array) -> Array:
         for i in range(layer.size):
             deviation = x[:, i] - layer.parameters["loc"][i]
             total += deviation * layer.parameters["precision"][i] * deviation / 2
+    if layer.family == "low_rank":
+        factor = layer.parameters["cov_factor"]
+        covariance = np.diag(1 / layer.parameters["precision"]) + factor @ factor.T
+        precision = np.linalg.inv(covariance)
+        deviation = x - layer.parameters["loc"]
+        for i, j in itertools.product(range(layer.size), repeat=2):
+            total += deviation[:, i] * precision[i, j] * deviation[:, j] / 2
+    if layer.family == "mixed":
+        for block, part in layer.split(x):
+            total += layer_energy(block, part)
     if layer.family == "relu":
         for i in range(layer.size):
             total += layer.parameters["precision"][i] * x[:, i] ** 2 / 2
@@ -92,6 +128,13 @@ def energy(machine: Machine, v: Array, h: Array) -> Array:
 
 def points(layer: Layer, nodes: int | None = None) -> tuple[Array, Array]:
     """All states, or the nodes of a quadrature, of a layer with their weights."""
+    if layer.family == "mixed":
+        every = [points(block, nodes) for block in layer.blocks]
+        rows = itertools.product(*(states for states, _ in every))
+        weights = itertools.product(*(w for _, w in every))
+        return np.array([np.concatenate(r) for r in rows]), np.array(
+            [math.prod(w) for w in weights]
+        )
     if layer.is_continuous:
         low, high = _RANGE[layer.family]
         x, w = np.polynomial.legendre.leggauss(nodes or _NODES[layer.family])

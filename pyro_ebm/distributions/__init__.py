@@ -9,6 +9,7 @@ from pyro_ebm.distributions.energy_based import EnergyBased, UnnormalizedGradien
 from pyro_ebm.distributions.gibbs_sweep import GibbsSweep
 from pyro_ebm.distributions.rbm import RBM, CanonicalForm
 from pyro_ebm.distributions.rbm_presets import BernoulliRBM, GaussianBernoulliRBM, IsingRBM
+from pyro_ebm.distributions.reduction import reduced_machine
 
 __all__ = [
     "RBM",
@@ -20,5 +21,6 @@ __all__ = [
     "GibbsSweep",
     "IsingRBM",
     "UnnormalizedGradientError",
+    "reduced_machine",
     "units",
 ]

@@ -8,7 +8,7 @@ from torch import Generator, Size
 
 from pyro_ebm.distributions.collapsed_sweep import CollapsedSweep
 from pyro_ebm.distributions.rbm import CanonicalForm
-from pyro_ebm.distributions.units import Gaussian, Unit
+from pyro_ebm.distributions.units import Unit
 
 __all__ = ["CollapseRule"]
 
@@ -39,9 +39,9 @@ class CollapseRule:
         self._generator = generator
         sizes = visible.size, hidden.size
         options = {}
-        if isinstance(visible, Gaussian):
+        if visible.is_gaussian:
             options[True] = _saving(*sizes)
-        if isinstance(hidden, Gaussian):
+        if hidden.is_gaussian:
             options[False] = _saving(*reversed(sizes))
         #: Whether a layer can be integrated out at all.
         self.possible = bool(options)
@@ -93,7 +93,6 @@ class CollapseRule:
         else:
             gaussian, unit = hidden, visible
             form = CanonicalForm(form.hidden_bias, form.visible_bias, form.weight.mT, form.constant)
-        assert isinstance(gaussian, Gaussian)
         return CollapsedSweep.from_form(gaussian, unit, form, self._generator)
 
 

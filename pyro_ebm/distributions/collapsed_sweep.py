@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm.distributions.rbm import RBM, CanonicalForm
-from pyro_ebm.distributions.units import Gaussian, Unit
+from pyro_ebm.distributions.units import Unit
 from pyro_ebm.ops.linear import RowLayout, apply_weight
 
 __all__ = ["CollapsedSweep"]
@@ -20,7 +20,9 @@ class CollapsedSweep:
     r"""The hidden chain of block Gibbs on a machine with Gaussian visible units.
 
     Given h the visible units are normal with mean :math:`P^{-1}(b + W h)` and precision P, so that the
-    natural parameter :math:`c + W^\top v` of the next hidden state is normal too. One sweep is
+    natural parameter :math:`c + W^\top v` of the next hidden state is normal too. One sweep is (with the
+    covariance of :class:`~pyro_ebm.distributions.units.LowRankGaussian` units in the place of
+    :math:`P^{-1}`)
 
     .. math::
         \theta = c + W^\top P^{-1} (b + W h) + R^\top \xi, \qquad \xi \sim N(0, I), \qquad
@@ -49,7 +51,7 @@ class CollapsedSweep:
     """
 
     def __init__(self, rbm: RBM, generator: Generator | None = None) -> None:
-        if not isinstance(rbm.visible, Gaussian):
+        if not rbm.visible.is_gaussian:
             raise ValueError(
                 "CollapsedSweep needs a machine with Gaussian visible units, got "
                 f"{type(rbm.visible).__name__} (for Gaussian hidden units give rbm.transpose())"
@@ -59,11 +61,11 @@ class CollapsedSweep:
 
     @classmethod
     def from_form(
-        cls, gaussian: Gaussian, unit: Unit, form: CanonicalForm, generator: Generator | None
+        cls, gaussian: Unit, unit: Unit, form: CanonicalForm, generator: Generator | None
     ) -> "CollapsedSweep":
         """The same from the parts of a machine.
 
-        :param Gaussian gaussian: the visible layer, which is integrated out.
+        :param Unit gaussian: the visible layer, of a Gaussian family, which is integrated out.
         :param Unit unit: the hidden layer, which the chain is of.
         :param CanonicalForm form: the machine's biases and weights without offsets.
         :param torch.Generator generator: the source of random bits; the global one if None.
@@ -74,20 +76,21 @@ class CollapsedSweep:
         return new
 
     def _build(
-        self, gaussian: Gaussian, unit: Unit, form: CanonicalForm, generator: Generator | None
+        self, gaussian: Unit, unit: Unit, form: CanonicalForm, generator: Generator | None
     ) -> None:
         self.generator = generator
         self._unit = unit.map(torch.Tensor.detach)
-        weight, precision = form.weight.detach(), gaussian.precision.detach()
-        scaled = weight * torch.atleast_1d(precision).rsqrt().unsqueeze(-1)
-        num_gaussian, size = scaled.shape[-2:]
+        weight = form.weight.detach()
+        scaled = gaussian.map(torch.Tensor.detach).covariance_root(weight)
+        assert scaled is not None
+        rank, size = scaled.shape[-2:]
         #: K, shape ``(..., H, H)``.
         self.coupling = scaled.mT @ scaled
-        #: R, shape ``(..., min(V, H), H)``.
+        #: R, shape ``(..., min(V, H), H)`` (V and the rank for correlated visible units).
         self.noise_factor = scaled
-        if num_gaussian > size:
+        if rank > size:
             self.noise_factor = torch.linalg.qr(scaled, mode="r").R
-        pull = apply_weight(form.visible_bias.detach() / precision, weight)
+        pull = apply_weight(gaussian.natural_mean(form.visible_bias).detach(), weight)
         self._bias = form.hidden_bias.detach() + pull
         self._batch = torch.broadcast_shapes(
             self.coupling.shape[:-2], self._bias.shape[:-1], unit.batch_shape
@@ -120,11 +123,7 @@ class CollapsedSweep:
         unit = self._unit
         if not unit.batch_shape:
             return unit
-        dim = unit.parameter_dim
-        event = unit._shape[len(unit._shape) - dim :]
-        return unit.map(
-            lambda p: layout.pack(p.expand(torch.broadcast_shapes(p.shape, event)), dim)
-        )
+        return unit.map_whole(layout.pack)
 
     def _noisy_bias(self, bias: Tensor, factor: Tensor, num_steps: int) -> Tensor:
         """``bias + R' xi`` of some steps, shape ``(num_steps, num_batch, num_chain, H)``."""

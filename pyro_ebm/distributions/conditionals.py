@@ -4,6 +4,7 @@
 """Conditional distributions of units that Pyro has no class for."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,11 +13,11 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from pyro_ebm.distributions.constraints import flat_one_hot, spin
+from pyro_ebm.distributions.constraints import concatenation, flat_one_hot, spin
 from pyro_ebm.ops.numerics import log_erfcx, truncated_normal_mean
 from pyro_ebm.ops.random import bernoulli_from_logits, categorical_from_logits, truncated_normal
 
-__all__ = ["FlatOneHotCategorical", "RectifiedNormal", "Spin"]
+__all__ = ["Concatenated", "FlatOneHotCategorical", "RectifiedNormal", "Spin"]
 
 
 _D = TypeVar("_D", bound=TorchDistribution)
@@ -169,3 +170,57 @@ class RectifiedNormal(TorchDistribution):
         exponent = below * z - 0.5 * (z - above).square()
         tails = log_erfcx(-below * 0.5**0.5) + torch.special.log_ndtr(above)
         return exponent - tails - self.scale.log() - 0.5 * math.log(2.0 * math.pi)
+
+
+class Concatenated(TorchDistribution):
+    """Independent vectors, put one after the other into one.
+
+    :param parts: distributions of event dimension 1, whose batch shapes broadcast.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self, parts: Sequence[TorchDistribution], *, validate_args: bool | None = None
+    ) -> None:
+        batch = torch.broadcast_shapes(*(part.batch_shape for part in parts))
+        self.parts = tuple(part.expand(batch) for part in parts)
+        self._lengths = [part.event_shape[0] for part in parts]
+        super().__init__(batch, Size((sum(self._lengths),)), validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return concatenation([part.support for part in self.parts], self._lengths)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return all(part.has_rsample for part in self.parts)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Concatenated":
+        new = type(self)([part.expand(batch_shape) for part in self.parts], validate_args=False)
+        return _keep_validation(self, new)
+
+    @property
+    def mean(self) -> Tensor:
+        """Means of the parts."""
+        return torch.cat([part.mean for part in self.parts], -1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variances of the parts' entries."""
+        return torch.cat([part.variance for part in self.parts], -1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.cat([part.sample(Size(sample_shape)) for part in self.parts], -1)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.cat([part.rsample(Size(sample_shape)) for part in self.parts], -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        values = value.split(self._lengths, -1)
+        return sum(
+            (part.log_prob(x) for part, x in zip(self.parts, values, strict=True)),
+            start=value.new_zeros(()),
+        )

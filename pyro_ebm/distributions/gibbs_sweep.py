@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from pyro_ebm.distributions.batched_sweep import BatchedSweep
 from pyro_ebm.distributions.collapse_rule import CollapseRule
 from pyro_ebm.distributions.collapsed_sweep import CollapsedSweep
 from pyro_ebm.distributions.rbm import RBM, CanonicalForm
@@ -91,6 +92,12 @@ class GibbsSweep:
         chain = self._rule.choose(math.prod(v.shape[:-1]), num_steps - 1, collapse)
         if chain is not None:
             return self._run_collapsed(chain, self.sample_hidden(v), num_steps)
+        if self._weight.dim() > 2 and num_steps > 0:
+            layers, biases = (
+                (self._visible, self._hidden),
+                (self._visible_bias, self._hidden_bias),
+            )
+            return BatchedSweep(layers, biases, self._weight, self.generator).run(v, num_steps)
         for _ in range(num_steps):
             v = self.sample_visible(self.sample_hidden(v))
         return v

@@ -405,6 +405,27 @@ class RBM(EnergyBased):
         new._batch_shape = torch.broadcast_shapes(new._broadcast_batch(), self.batch_shape)
         return new
 
+    def clamp_rows(self, observed: Tensor, value: Tensor) -> "RBM":
+        r"""The machine given the observed entries of every row, where rows may miss different ones.
+
+        It has all V entries still, so that one batch holds every mask: observed units are decoupled,
+        with the fields that they exert in the hidden biases, and constants are such that the exact
+        log Z is that of the missing units, the difference to the machine's own being
+        :math:`\log p(v_{\mathrm{observed}})`. Their entries in samples mean nothing; put the values
+        back by ``torch.where(observed, value, sample)``. The weight is repeated for every mask;
+        :class:`ClampedSweep` samples without that. An attached log Z is dropped.
+
+        :param Tensor observed: boolean, shape ``(..., V)``; True where an entry is observed.
+        :param Tensor value: shape ``(..., V)``, read only where ``observed`` is True.
+        :returns: a machine of batch shape ``broadcast(rows, batch_shape)``.
+        :raises ValueError: if shapes do not fit, the mask is not boolean or divides a one-hot group
+            or a layer that is one unit, or an observed value is NaN or outside of the support.
+        """
+        from pyro_ebm.distributions.observed_rows import ObservedRows
+        from pyro_ebm.distributions.row_clamp import clamp_rows
+
+        return clamp_rows(self, ObservedRows(self, value, observed))
+
     def tilt(self, field: Tensor) -> "RBM":
         r"""The machine with energy :math:`E(v, h) - t^\top v`, unnormalised.
 

@@ -18,6 +18,7 @@ from pyro_ebm.distributions import RBM, CollapsedSweep, GaussianBernoulliRBM, Gi
 from pyro_ebm.infer import BlockGibbs
 from tests import brute_force
 from tests.distributions.families import (
+    ALL_FAMILIES,
     FAMILIES,
     batch_indices,
     random_rbm,
@@ -29,7 +30,12 @@ from tests.distributions.laws import ALPHA, layer_law
 
 CHAINS = 50_000
 BLOCK = "pyro_ebm.distributions.collapsed_sweep._BLOCK_ENTRIES"
-every_family = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", ALL_FAMILIES)
+gaussian_pair = pytest.mark.parametrize(
+    "pair",
+    [*(("gaussian", f) for f in ALL_FAMILIES), ("low_rank", "ising"), ("low_rank", "labels")],
+    ids="-".join,
+)
 
 
 class Alternating:
@@ -82,9 +88,11 @@ class TestLaw:
     """From a fixed state, after 1, 2 and 5 sweeps."""
 
     @pytest.mark.parametrize("num_steps", [1, 2, 5])
-    @every_family
-    def test_hidden_states_of_gaussian_visible_units(self, family: str, num_steps: int) -> None:
-        rbm = random_rbm(("gaussian", family), offsets=True)
+    @gaussian_pair
+    def test_hidden_states_of_gaussian_visible_units(
+        self, pair: tuple[str, str], num_steps: int
+    ) -> None:
+        rbm = random_rbm(pair, offsets=True)
         exact = Alternating(to_machine(rbm))
         start = exact.unlikely(exact.p_h)
         end = CollapsedSweep(rbm).run(repeat(exact.h[start], rbm.weight), num_steps)
@@ -119,11 +127,11 @@ class TestLaw:
         assert end.dtype == torch.float32
         assert exact.check_hidden(end, start, 3) > ALPHA
 
-    @every_family
-    def test_batches(self, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @gaussian_pair
+    def test_batches(self, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         """Every machine of a batch has its own law; parameters vary along different axes."""
         monkeypatch.setattr(BLOCK, 10**9)  # the noise of all steps at once
-        rbm = random_rbm(("gaussian", family), offsets=True, batched=True)
+        rbm = random_rbm(pair, offsets=True, batched=True)
         count, num_steps = 30_000, 2
         laws = {i: Alternating(to_machine(rbm, i)) for i in batch_indices(rbm.batch_shape)}
         starts = {i: law.unlikely(law.p_h) for i, law in laws.items()}

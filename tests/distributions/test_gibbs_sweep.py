@@ -14,8 +14,8 @@ import torch
 from pyro_ebm.distributions import GibbsSweep, units
 from tests import brute_force
 from tests.distributions.families import (
-    PAIR_IDS,
-    PAIRS,
+    ALL_PAIR_IDS,
+    ALL_PAIRS,
     batch_indices,
     random_rbm,
     to_machine,
@@ -24,7 +24,7 @@ from tests.distributions.laws import ALPHA, layer_law, z_test
 
 CHAINS = 200_000
 
-every_pair = pytest.mark.parametrize("pair", PAIRS, ids=PAIR_IDS)
+every_pair = pytest.mark.parametrize("pair", ALL_PAIRS, ids=ALL_PAIR_IDS)
 
 
 class Exact:

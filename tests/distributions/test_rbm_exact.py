@@ -9,8 +9,8 @@ import torch
 from pyro_ebm.distributions import RBM, GibbsSweep
 from tests import brute_force
 from tests.distributions.families import (
-    PAIR_IDS,
-    PAIRS,
+    ALL_PAIR_IDS,
+    ALL_PAIRS,
     batch_indices,
     flat_tensors,
     own_dim,
@@ -23,7 +23,7 @@ from tests.distributions.families import (
 TOLERANCE = 1e-9
 
 pytestmark = [
-    pytest.mark.parametrize("pair", PAIRS, ids=PAIR_IDS),
+    pytest.mark.parametrize("pair", ALL_PAIRS, ids=ALL_PAIR_IDS),
     pytest.mark.parametrize("offsets", [False, True], ids=["plain", "offsets"]),
     pytest.mark.parametrize("batched", [False, True], ids=["single", "batched"]),
 ]

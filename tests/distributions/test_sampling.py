@@ -10,9 +10,9 @@ import torch
 from pyro_ebm.distributions import RBM, sampling
 from tests import brute_force
 from tests.distributions.families import (
-    CONTINUOUS,
-    PAIR_IDS,
-    PAIRS,
+    ALL_PAIR_IDS,
+    ALL_PAIRS,
+    UNBOUNDED,
     batch_indices,
     random_rbm,
     random_unit,
@@ -23,7 +23,7 @@ from tests.distributions.laws import ALPHA, chi_square, exact_law, layer_law, st
 
 COUNT = 100_000
 
-EXACT = [pair for pair in PAIRS if not set(pair) <= set(CONTINUOUS)]
+EXACT = [pair for pair in ALL_PAIRS if not set(pair) <= set(UNBOUNDED)]
 
 
 def p_value(samples: torch.Tensor, machine: brute_force.Machine) -> float:
@@ -103,7 +103,7 @@ def test_elements_are_independent():
         assert 4 * chi_square(counts, np.outer(laws[i][1], laws[j][1]).ravel()) > ALPHA
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=PAIR_IDS)
+@pytest.mark.parametrize("pair", ALL_PAIRS, ids=ALL_PAIR_IDS)
 def test_gibbs_fallback_reaches_the_law(pair, monkeypatch):
     monkeypatch.setattr(sampling, "MAX_EXACT_STATES", 0)
     rbm = random_rbm(pair, offsets=True, scale=0.7)
@@ -144,7 +144,7 @@ def test_strong_weights_are_sampled_exactly_where_gibbs_would_not_mix():
     assert z_test(total[:, None].double().numpy(), np.zeros(1), np.full(1, 9.0)) > ALPHA
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=PAIR_IDS)
+@pytest.mark.parametrize("pair", ALL_PAIRS, ids=ALL_PAIR_IDS)
 def test_reproducible(pair):
     rbm = random_rbm(pair)
     rbm.num_gibbs_steps = 2

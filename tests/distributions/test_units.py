@@ -3,6 +3,7 @@
 """Unit families against direct sums and quadrature."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import torch
 from pyro_ebm.distributions import units
 from tests import brute_force
 from tests.distributions.families import (
+    ALL_FAMILIES,
     CONTINUOUS,
     DISCRETE,
     FAMILIES,
+    FINITE,
     TOTAL_COUNT,
     random_unit,
     some_states,
@@ -22,8 +25,10 @@ from tests.distributions.families import (
 )
 
 TOLERANCE = 1e-9
-every_family = pytest.mark.parametrize("family", list(FAMILIES))
+every_family = pytest.mark.parametrize("family", list(ALL_FAMILIES))
+simple_family = pytest.mark.parametrize("family", list(FAMILIES))
 discrete = pytest.mark.parametrize("family", DISCRETE)
+finite = pytest.mark.parametrize("family", FINITE)
 
 
 def close(got: torch.Tensor, expected: object) -> None:
@@ -97,7 +102,7 @@ def test_scalar_precision_broadcasts(family):
     close(constant, expected_constant.numpy())
 
 
-@discrete
+@finite
 def test_states_are_all_states(family):
     unit = random_unit(family, num_units=3)
     expected, _ = brute_force.points(to_layer(unit))
@@ -127,11 +132,13 @@ def test_multinomial_of_one_category_is_constant():
     assert unit.states(0, unit.num_states).tolist() == [[3.0]]
 
 
-@pytest.mark.parametrize("family", CONTINUOUS)
+@pytest.mark.parametrize("family", [*CONTINUOUS, "low_rank"])
 def test_continuous_units_are_not_enumerated(family):
     unit = random_unit(family)
     assert unit.num_states is None and not unit.is_discrete
-    with pytest.raises(ValueError, match=f"{FAMILIES[family].__name__} units cannot be enumerated"):
+    with pytest.raises(
+        ValueError, match=f"{ALL_FAMILIES[family].__name__} units cannot be enumerated"
+    ):
         unit.states(0, 1)
     with pytest.raises(ValueError, match="no finite set of states"):
         unit.unit_states()
@@ -144,6 +151,9 @@ INSIDE = {
     "multinomial": [0.3, 0.9, 1.8],
     "gaussian": [-5.0, 3.0],
     "relu": [0.3, 4.0],
+    "mixed": [0.3, -0.5, 4.0],
+    "labels": [0.4, 0.2, 0.3, 0.5, 0.01, 0.01, 0.98],
+    "low_rank": [-5.0, 3.0],
 }
 
 
@@ -180,7 +190,7 @@ def test_from_mean_moves_the_border_inside(family, border, expected):
     close(got.mean(), expected)
 
 
-@every_family
+@simple_family
 def test_neutral(family):
     unit = random_unit(family)
     neutral = unit.neutral()
@@ -203,6 +213,8 @@ def test_neutral(family):
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_interpolate(family, beta):
     unit, base = random_unit(family), random_unit(family)
+    if family == "low_rank":  # mixtures of two covariances have no low rank
+        base = unit.replace(loc=base.loc)
     x = states(unit)
     between = unit.interpolate(base, beta)
     expected = (1 - beta) * base.energy(x) + beta * unit.energy(x)
@@ -230,7 +242,7 @@ def test_tilt(family):
     close(constants.expand(2)[0], constant.numpy())
 
 
-@every_family
+@simple_family
 def test_select_splits_the_energy(family):
     unit = random_unit(family, (2,), num_units=3)
     x = states(random_unit(family))
@@ -260,7 +272,7 @@ def test_parameter_gradients(family):
     for name, value in layer.parameters.items():
 
         def changed(p, name=name):
-            return brute_force.Layer(family, {**layer.parameters, name: p}, layer.total_count)
+            return replace(layer, parameters={**layer.parameters, name: p})
 
         expected = brute_force.derivative(
             lambda p: -brute_force.layer_energy(changed(p), x.numpy()).mean(), value
@@ -316,7 +328,7 @@ def test_replace_keeps_options(family):
     assert f"num_units={unit.num_units}" in repr(unit)
 
 
-@every_family
+@simple_family
 def test_nan_parameters_are_named(family):
     for name in random_unit(family).parameters:
         values = {n: p.clone() for n, p in random_unit(family).parameters.items()}

@@ -11,5 +11,17 @@ To add one, subclass :class:`Unit`.
 from pyro_ebm.distributions.units.base import Unit
 from pyro_ebm.distributions.units.continuous import Gaussian, ReLU
 from pyro_ebm.distributions.units.discrete import Bernoulli, Categorical, Ising, Multinomial
+from pyro_ebm.distributions.units.low_rank_gaussian import LowRankGaussian
+from pyro_ebm.distributions.units.mixed import Mixed
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "Ising", "Multinomial", "ReLU", "Unit"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "Ising",
+    "LowRankGaussian",
+    "Mixed",
+    "Multinomial",
+    "ReLU",
+    "Unit",
+]

@@ -4,6 +4,7 @@
 """The interface of a unit family."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -37,9 +38,11 @@ class Unit(ABC):
 
     #: Names of the parameters and the values that they may take, elementwise.
     parameter_constraints: ClassVar[dict[str, Any]]
-    #: Whether the support is a countable set.
-    is_discrete: ClassVar[bool]
-    #: Number of trailing axes of a parameter that belong to the layer.
+    #: Whether the support is a countable set (of the layer as a whole).
+    is_discrete: bool
+    #: Whether the layer is normal at every natural parameter, with one covariance for all of them.
+    is_gaussian: bool = False
+    #: Number of trailing axes that the layer takes of its parameters' common shape.
     parameter_dim: ClassVar[int] = 1
 
     def __init__(self, parameters: dict[str, Tensor], validate_args: bool | None = None) -> None:
@@ -55,7 +58,7 @@ class Unit(ABC):
             setattr(self, name, value)
         shapes = [getattr(self, name).shape for name in self._names]
         try:
-            shape = torch.broadcast_shapes(*shapes)
+            shape = torch.broadcast_shapes(*map(self._common_shape, self._names))
         except RuntimeError as error:
             got = ", ".join(f"{n} {tuple(s)}" for n, s in zip(self._names, shapes, strict=True))
             raise ValueError(f"{type(self).__name__}: shapes do not broadcast: {got}") from error
@@ -80,7 +83,21 @@ class Unit(ABC):
                     f"{type(self).__name__}: {name} must be {constraint}, got values such as {bad}"
                 )
 
+    def _common_shape(self, name: str) -> Size:
+        """Shape of a parameter without the axes that only this parameter has."""
+        shape: Size = getattr(self, name).shape
+        own = self.parameter_event_dim(name) - self.parameter_dim
+        return shape[: len(shape) - own]
+
     # --- what it is made of -------------------------------------------------------------------
+
+    def parts(self) -> list[tuple[slice, "Unit"]]:
+        """The layers of one family each that this one consists of, with their entries in a state."""
+        return [(slice(0, self.size), self)]
+
+    def parameter_event_dim(self, name: str) -> int:
+        """Number of trailing axes of a parameter that belong to the layer."""
+        return self.parameter_dim
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -125,6 +142,22 @@ class Unit(ABC):
     def map(self, function: Any) -> Self:
         """A layer whose parameters are ``function(parameter)``."""
         return self.replace(**{name: function(p) for name, p in self.parameters.items()})
+
+    def map_whole(self, function: Callable[[Tensor, int], Tensor]) -> Self:
+        """A layer whose parameters are ``function(parameter, event_dim)``, where the last ``event_dim``
+        axes belong to the layer and have its full size: a number that all units share is repeated."""
+
+        def whole(name: str, p: Tensor) -> Tensor:
+            event_dim = self.parameter_event_dim(name)
+            event = self._shape[len(self._shape) - self.parameter_dim :]
+            own = p.shape[p.dim() - (event_dim - self.parameter_dim) :]
+            return function(p.expand(torch.broadcast_shapes(p.shape, event + own)), event_dim)
+
+        return self.replace(**{name: whole(name, p) for name, p in self.parameters.items()})
+
+    def signature(self) -> tuple[Any, ...]:
+        """What two layers must share, apart from their batch shapes, to be levels of one path."""
+        return type(self).__name__, self.size, str(self.options())
 
     # --- the family ---------------------------------------------------------------------------
 
@@ -202,6 +235,23 @@ class Unit(ABC):
 
         :raises ValueError: if the mask divides a unit that spans several entries.
         """
+
+    def covariance_root(self, weight: Tensor) -> Tensor | None:
+        r"""A matrix S with :math:`S^\top S = W^\top Q^{-1} W`, where :math:`x^\top Q x / 2` is the quadratic
+        part of the energy; for a Gaussian layer :math:`Q^{-1}` is the covariance.
+
+        Discrete units, of bounded states, have no such part and add no row. Here Q is the diagonal matrix
+        of a parameter ``precision``.
+
+        :param Tensor weight: W, shape ``(..., size, m)``.
+        :returns: shape ``(..., rows, m)``; None if the family does not say what Q is.
+        """
+        if self.is_discrete:
+            return weight[..., :0, :]
+        precision = self.parameters.get("precision")
+        if precision is None:
+            return None
+        return weight * torch.atleast_1d(precision).rsqrt().unsqueeze(-1)
 
     # --- what follows -------------------------------------------------------------------------
 

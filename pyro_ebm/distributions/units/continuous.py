@@ -29,6 +29,7 @@ class Gaussian(Unit):
 
     parameter_constraints = {"loc": constraints.real, "precision": constraints.positive}
     is_discrete = False
+    is_gaussian = True
     loc: Tensor
     precision: Tensor
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_ebm.distributions import RBM
 from pyro_ebm.distributions.enumeration import enumerable_side, state_chunks
-from pyro_ebm.distributions.units import Gaussian
+from pyro_ebm.distributions.units import Unit
 
 __all__ = ["MAX_STATES", "exact_log_partition", "finite_side", "gaussian_joint"]
 
@@ -41,7 +41,7 @@ def exact_log_partition(dist: RBM, *, max_states: int = MAX_STATES) -> Tensor:
     if not isinstance(dist, RBM):
         raise TypeError(f"dist must be an RBM, got {type(dist).__name__}")
     dist.check_normalizable()
-    if isinstance(dist.visible, Gaussian) and isinstance(dist.hidden, Gaussian):
+    if dist.visible.is_gaussian and dist.hidden.is_gaussian:
         return _gaussian(dist.to(dtype=torch.float64)).expand(dist.batch_shape)
     side = finite_side(dist, max_states)
     return _enumerate(side.to(dtype=torch.float64)).expand(dist.batch_shape)
@@ -100,8 +100,8 @@ def gaussian_joint(dist: RBM) -> tuple[Tensor, Tensor]:
         return tensor.expand(*batch, *shape)
 
     num_visible, num_hidden = dist.weight.shape[-2:]
-    precision_v = block(dist.visible.parameters["precision"], num_visible).diag_embed()
-    precision_h = block(dist.hidden.parameters["precision"], num_hidden).diag_embed()
+    precision_v = block(_precision(dist.visible), num_visible, num_visible)
+    precision_h = block(_precision(dist.hidden), num_hidden, num_hidden)
     weight = block(dist.weight, num_visible, num_hidden)
     top = torch.cat([precision_v, -weight], -1)
     bottom = torch.cat([-weight.mT, precision_h], -1)
@@ -109,3 +109,11 @@ def gaussian_joint(dist: RBM) -> tuple[Tensor, Tensor]:
     visible_bias = block(form.visible_bias, num_visible)
     bias = torch.cat([visible_bias, block(form.hidden_bias, num_hidden)], -1)
     return factor, bias
+
+
+def _precision(unit: Unit) -> Tensor:
+    """Precision matrix of a Gaussian layer, shape ``(..., n, n)``."""
+    identity = torch.eye(unit.size, dtype=unit.dtype, device=unit.device)
+    root = unit.covariance_root(identity)
+    assert root is not None
+    return torch.cholesky_inverse(torch.linalg.cholesky(root.mT @ root))

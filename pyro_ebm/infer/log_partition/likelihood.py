@@ -9,6 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions.units import Unit
 
 __all__ = ["log_likelihood", "pseudo_log_likelihood"]
 
@@ -53,23 +54,35 @@ def pseudo_log_likelihood(dist: RBM, data: Tensor) -> Tensor:
         raise ValueError(
             f"pseudo_log_likelihood takes an unbatched machine, got {tuple(dist.batch_shape)}"
         )
-    states = dist.visible.unit_states().to(dist.weight)
     rows = data.to(dist.weight).reshape(-1, data.shape[-1])
     width = dist.visible.num_units * dist.hidden.size
     with torch.no_grad():
-        visible = _visible_log_weights(dist, states)
-        chunks = rows.split(max(1, _CHUNK_ENTRIES // width))
-        result = torch.cat([_pseudo_rows(dist, chunk, states, visible) for chunk in chunks])
-    return result.reshape(data.shape[:-1])
+        # Units that differ in their states, those of a mixed layer, one family after the other.
+        tables = [
+            (entries, part, part.unit_states().to(dist.weight))
+            for entries, part in dist.visible.parts()
+        ]
+        visible = [_visible_log_weights(dist, *table) for table in tables]
+        results = []
+        for chunk in rows.split(max(1, _CHUNK_ENTRIES // width)):
+            of_parts = [
+                _pseudo_rows(dist, chunk, entries, states, log_weights)
+                for (entries, _, states), log_weights in zip(tables, visible, strict=True)
+            ]
+            results.append(torch.stack(of_parts).sum(0))
+    return torch.cat(results).reshape(data.shape[:-1])
 
 
-def _pseudo_rows(dist: RBM, v: Tensor, states: Tensor, visible: Tensor) -> Tensor:
-    """One chunk: log p(v_i | rest) needs the free energy with unit i in each of its K states."""
-    num_units, (num_states, width) = dist.visible.num_units, states.shape
+def _pseudo_rows(dist: RBM, v: Tensor, entries: slice, states: Tensor, visible: Tensor) -> Tensor:
+    """One chunk: log p(v_i | rest) needs the free energy with unit i in each of its K states.
+
+    :param slice entries: those of units that have the same states.
+    """
+    num_units, (num_states, width) = len(visible), states.shape
     form = dist.canonical()
     field = torch.addmm(form.hidden_bias, v, form.weight)
-    units = v.unflatten(-1, (num_units, width))
-    weight = form.weight.unflatten(0, (num_units, width))
+    units = v[:, entries].unflatten(-1, (num_units, width))
+    weight = form.weight[entries].unflatten(0, (num_units, width))
     own = torch.einsum("bud,udh->buh", units, weight)
     log_p = []
     for k in range(num_states):
@@ -82,22 +95,25 @@ def _pseudo_rows(dist: RBM, v: Tensor, states: Tensor, visible: Tensor) -> Tenso
     return (observed - stacked.logsumexp(0)).sum(-1)
 
 
-def _visible_log_weights(dist: RBM, states: Tensor) -> Tensor:
-    """Log-weight of every visible unit in each of its states, without the hidden layer.
+def _visible_log_weights(dist: RBM, entries: slice, part: Unit, states: Tensor) -> Tensor:
+    """Log-weight of visible units in each of their states, without the hidden layer.
 
-    The energy of the whole layer with one unit changed, so that base measures are included;
-    constants of a unit cancel in its conditional.
+    The energy of all of them with one unit changed, so that base measures are included; constants of a
+    unit cancel in its conditional.
 
+    :param slice entries: those of the units.
+    :param Unit part: the units, a layer of one family.
+    :param Tensor states: what each of them can be.
     :returns: shape ``(num_units, K)``.
     """
-    num_units, (num_states, width) = dist.visible.num_units, states.shape
-    shift = dist.canonical().visible_bias - dist.visible.natural_bias
+    num_units, (num_states, width) = part.num_units, states.shape
+    shift = (dist.canonical().visible_bias - dist.visible.natural_bias)[entries]
     start = states[0].repeat(num_units)
     weights = []
     for unit in range(num_units):
         changed = start.expand(num_states, -1).clone()
         changed[:, unit * width : (unit + 1) * width] = states
-        weights.append(changed @ shift - dist.visible.energy(changed))
+        weights.append(changed @ shift - part.energy(changed))
     return torch.stack(weights)
 
 

@@ -11,7 +11,7 @@ from torch import Size, Tensor
 
 from pyro_ebm.distributions import RBM
 from pyro_ebm.distributions.enumeration import state_chunks
-from pyro_ebm.distributions.units import Gaussian, Unit
+from pyro_ebm.distributions.units import Unit
 from pyro_ebm.infer.log_partition.exact import exact_log_partition, finite_side, gaussian_joint
 
 __all__ = ["MachineMoments", "exact_moments"]
@@ -83,7 +83,7 @@ def exact_moments(dist: RBM, *, max_states: int = MAX_STATES) -> MachineMoments:
         raise TypeError(f"dist must be an RBM, got {type(dist).__name__}")
     dist.check_normalizable()
     exact = dist.compact().to(dtype=torch.float64)
-    if isinstance(dist.visible, Gaussian) and isinstance(dist.hidden, Gaussian):
+    if dist.visible.is_gaussian and dist.hidden.is_gaussian:
         return _gaussian(exact).expand(dist.batch_shape)
     side = finite_side(exact, max_states, "compare with held-out samples instead")
     log_z = exact_log_partition(exact, max_states=max_states)
@@ -118,7 +118,15 @@ def _enumerate(side: RBM, log_z: Tensor, *, transposed: bool) -> MachineMoments:
 
 
 def _mean_covariance(unit: Unit, theta: Tensor, p: Tensor) -> Tensor:
-    """Covariance of a layer given its natural parameter, summed over the first axis with weights p.
+    """Covariance of a layer given its natural parameter, summed over the first axis with weights p."""
+    covariance = theta.new_zeros(*theta.shape[1:], theta.shape[-1])
+    for entries, part in unit.parts():
+        covariance[..., entries, entries] = _family_covariance(part, theta[..., entries], p)
+    return covariance
+
+
+def _family_covariance(unit: Unit, theta: Tensor, p: Tensor) -> Tensor:
+    """The same for a layer of one family.
 
     Units are independent, so that it is made of one block a unit, each the Jacobian of the mean.
     """

@@ -87,8 +87,9 @@ def _canonical_tensors(dist: RBM) -> dict[str, Tensor]:
         "constant": form.constant,
     }
     for name, unit in (("visible", dist.visible), ("hidden", dist.hidden)):
-        if "precision" in unit.parameters:
-            tensors[f"{name} precision"] = unit.parameters["precision"]
+        # What is left of a layer without its bias: precisions and the like.
+        for parameter, value in unit.neutral().parameters.items():
+            tensors[f"neutral {name} {parameter}"] = value
     return tensors
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Generator, Tensor
 
 from pyro_ebm.distributions import RBM, GibbsSweep
-from pyro_ebm.distributions.units import Gaussian
 from pyro_ebm.infer.mcmc.kernel import MachineKernel
 
 __all__ = ["BlockGibbs"]
@@ -64,7 +63,7 @@ class BlockGibbs(MachineKernel):
 
     def _check_target(self, target: RBM) -> None:
         layers = target.visible, target.hidden
-        if self.collapse and not any(isinstance(layer, Gaussian) for layer in layers):
+        if self.collapse and not any(layer.is_gaussian for layer in layers):
             names = " and ".join(type(layer).__name__ for layer in layers)
             raise ValueError(f"collapse=True needs a Gaussian layer, the layers are {names}")
 

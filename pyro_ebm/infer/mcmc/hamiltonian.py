@@ -74,7 +74,7 @@ def free_energy_model(dist: RBM, site: str = "v", *, joint: bool = False) -> Fre
     """
     if not isinstance(dist, RBM):
         raise TypeError(f"dist must be an RBM distribution, got {type(dist).__name__}")
-    if dist.visible.is_discrete:
+    if dist.support.is_discrete:
         raise ValueError(
             f"HMC and NUTS need continuous visible units, got {type(dist.visible).__name__}; "
             "use BlockGibbs"

@@ -93,6 +93,10 @@ class MachinePosterior:
                 f"site {self.site!r} has continuous visible units; use HMC or NUTS for it, or "
                 "MetropolisBlockGibbs"
             )
+        if len(rbm.visible.parts()) > 1:
+            raise ValueError(
+                f"site {self.site!r} has visible units of several families; use MetropolisBlockGibbs"
+            )
         self._density = density
         self._reference = start = random_states(rbm)
         fixed = FixedDifferenceField(density, rbm.visible, start)

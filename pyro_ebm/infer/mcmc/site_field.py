@@ -111,7 +111,7 @@ class GradientField:
         self._unit = unit
         self.slack = 1.0
         self._second_order = second_order
-        if unit.is_discrete:
+        if unit.is_discrete and second_order:
             states = unit.unit_states()
             self._squares = (_least_squares(states) @ states.double().square()).to(states.dtype)
 
@@ -282,14 +282,16 @@ def choose_field(density: SiteDensity, rbm: RBM) -> Field:
 
     These are derivatives where they agree with the differences between states; otherwise the
     differences, at one state if the rest turns out to be linear; and the gradient as it is where the
-    differences would take a run of the model each at every step. Real units take derivatives.
+    differences would take a run of the model each at every step. Real and mixed units take derivatives.
 
     :param SiteDensity density: the rest of the model.
     :param RBM rbm: the machine at the site.
     """
     unit = rbm.visible
-    if not unit.is_discrete:
-        return GradientField(density, unit, _is_twice_differentiable(density))
+    if not unit.is_discrete or len(unit.parts()) > 1:
+        # Second derivatives go into the precisions of single units, which others do not have.
+        has_precision = "precision" in unit.parameters and unit.num_units == unit.size
+        return GradientField(density, unit, has_precision and _is_twice_differentiable(density))
     gradient = GradientField(density, unit, second_order=False)
     if unit.num_units * len(unit.unit_states()) > _MAX_RUNS:
         return gradient

@@ -42,10 +42,7 @@ def exact_constant(machine: RBM) -> Tensor:
 def with_bias(unit: Unit, bias: Tensor, batch: Size) -> Unit:
     """A layer of another natural bias, its parameters expanded to a batch shape."""
     moved, _ = unit.tilt(bias - unit.natural_bias)
-    own = moved.parameter_dim
-    full = torch.broadcast_shapes(*(p.shape for p in moved.parameters.values()))
-    event = full[len(full) - own :]
-    return moved.map(lambda p: p.detach().expand(*batch, *event))
+    return moved.map_whole(lambda p, own: p.detach().expand(*batch, *p.shape[p.dim() - own :]))
 
 
 def check_alike(machines: Sequence[RBM]) -> None:
@@ -59,7 +56,7 @@ def check_alike(machines: Sequence[RBM]) -> None:
 
     def kind(machine: RBM) -> tuple[object, ...]:
         layers = (machine.visible, machine.hidden)
-        families = tuple((type(u).__name__, u.size, str(u.options())) for u in layers)
+        families = tuple(unit.signature() for unit in layers)
         return (*families, tuple(machine.parameter_batch_shape), machine.weight.dtype)
 
     for number, machine in enumerate(machines):

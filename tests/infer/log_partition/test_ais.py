@@ -26,12 +26,12 @@ from pyro_ebm.infer import (
 from pyro_ebm.infer.log_partition import annealing
 from pyro_ebm.infer.paths import GeometricPath
 from pyro_ebm.ops.linear import affine
-from tests.distributions.families import CONTINUOUS, PAIRS, random_rbm, to_machine
+from tests.distributions.families import ALL_PAIRS, UNBOUNDED, random_rbm, to_machine
 from tests.infer.reference import Z_LIMIT, binomial_tail, log_partition, z_score, z_scores
 
 METHODS = ["ais", "reverse-ais"]
-PAIR_IDS = ["-".join(p) for p in PAIRS]
-FINITE_PAIRS = [p for p in PAIRS if not set(p) <= set(CONTINUOUS)]
+ALL_PAIR_IDS = ["-".join(p) for p in ALL_PAIRS]
+FINITE_PAIRS = [p for p in ALL_PAIRS if not set(p) <= set(UNBOUNDED)]
 
 
 def ratio_z(dist: RBM, log_z: float, method: str = "ais", **options: Any) -> float:
@@ -70,11 +70,11 @@ def strong_rbm(pair: tuple[str, str], seed: int, scale: float = 1.0) -> RBM:
 
 class TestUnbiased:
     @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize("pair", PAIRS, ids=PAIR_IDS)
+    @pytest.mark.parametrize("pair", ALL_PAIRS, ids=ALL_PAIR_IDS)
     def test_every_pair(self, pair: tuple[str, str], method: str) -> None:
         rbm = random_rbm(pair, offsets=True, num_hidden=1)
         start = None
-        if set(pair) <= set(CONTINUOUS) and method == "reverse-ais":
+        if set(pair) <= set(UNBOUNDED) and method == "reverse-ais":
             # No layer can be enumerated; so weak a machine forgets its start in a few sweeps.
             rbm.num_gibbs_steps = 20
             start = rbm.sample((50_000,))
@@ -116,7 +116,7 @@ class TestUnbiased:
         assert abs(ratio_z(rbm, log_z, method, base=chosen)) < Z_LIMIT
 
     @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize("family", CONTINUOUS)
+    @pytest.mark.parametrize("family", ["gaussian", "relu", "low_rank"])
     def test_base_of_means_for_unbounded_units(self, family: str, method: str) -> None:
         rbm = random_rbm((family, "ising"), offsets=True)
         mean = torch.tensor([0.7, 0.9], dtype=torch.float64)

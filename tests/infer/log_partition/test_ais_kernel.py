@@ -24,10 +24,10 @@ from pyro_ebm.infer import (
 )
 from pyro_ebm.infer.log_partition import ais_kernel
 from pyro_ebm.infer.paths import GeometricPath, MachinePath
-from tests.distributions.families import CONTINUOUS, PAIRS, batch_indices, random_rbm, to_machine
+from tests.distributions.families import ALL_PAIRS, UNBOUNDED, batch_indices, random_rbm, to_machine
 from tests.infer.reference import Z_LIMIT, exact_features, features, z_score
 
-FINITE_PAIRS = [p for p in PAIRS if not set(p) <= set(CONTINUOUS)]
+FINITE_PAIRS = [p for p in ALL_PAIRS if not set(p) <= set(UNBOUNDED)]
 
 
 def coupled(pair: tuple[str, str] = ("bernoulli", "ising"), scale: float = 0.6) -> RBM:

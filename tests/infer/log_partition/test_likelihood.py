@@ -33,6 +33,7 @@ from tests.infer.reference import log_partition
 #: Entries of one unit of a family, whose states all compete with the observed one.
 WIDTH = {"bernoulli": 1, "ising": 1, "categorical": 3, "multinomial": 3}
 PAIRS = [(v, h) for v in DISCRETE for h in FAMILIES]
+PAIRS += [("labels", "bernoulli"), ("labels", "mixed"), ("categorical", "low_rank")]
 Function = Callable[..., Tensor]
 
 
@@ -110,9 +111,11 @@ class TestPseudoLogLikelihood:
     def reference(rbm: RBM, family: str) -> tuple[np.ndarray, np.ndarray]:
         """sum_i log p(v_i | rest): the joint over the sum of all states that differ in unit i."""
         states, log_p = log_probabilities(rbm)
-        width = WIDTH[family]
         total = np.zeros(len(states))
-        for start in range(0, states.shape[1], width):
+        # A bit and two labels of three states each, or units of one width.
+        starts = [0, 1, 4] if family == "labels" else range(0, states.shape[1], WIDTH[family])
+        for start in starts:
+            width = (1 if start == 0 else 3) if family == "labels" else WIDTH[family]
             rest = np.delete(states, np.s_[start : start + width], axis=1)
             for row in range(len(states)):
                 same = (rest == rest[row]).all(-1)
@@ -129,7 +132,7 @@ class TestPseudoLogLikelihood:
         assert np.ptp(expected) > 0.01
 
     @pytest.mark.parametrize("entries", [1, 20])
-    @pytest.mark.parametrize("family", DISCRETE)
+    @pytest.mark.parametrize("family", [*DISCRETE, "labels"])
     def test_chunks_do_not_matter(
         self, family: str, entries: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:

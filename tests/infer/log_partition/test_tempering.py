@@ -23,11 +23,11 @@ from pyro_ebm.infer.log_partition.tempering import (
 from pyro_ebm.infer.log_partition.tempering_run import TemperingRun, run_tempering
 from pyro_ebm.infer.mcmc.ladder_tuning import tune_ladder
 from pyro_ebm.infer.paths import GeometricPath, base_unit
-from tests.distributions.families import CONTINUOUS, PAIRS, random_rbm, to_machine
+from tests.distributions.families import ALL_PAIRS, UNBOUNDED, random_rbm, to_machine
 from tests.infer.log_partition.machines50 import Case, machines
 from tests.infer.reference import Z_LIMIT, binomial_tail, exact_features, features, z_scores
 
-FINITE = [pair for pair in PAIRS if not set(pair) <= set(CONTINUOUS)]
+FINITE = [pair for pair in ALL_PAIRS if not set(pair) <= set(UNBOUNDED)]
 FINITE_IDS = ["-".join(pair) for pair in FINITE]
 #: A jackknife over 20 chains is Student's with 19 degrees of freedom, which is beyond this once in 10^7.
 T_LIMIT = 8.0

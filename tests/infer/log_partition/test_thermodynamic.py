@@ -12,10 +12,10 @@ from pyro_ebm.distributions import RBM
 from pyro_ebm.infer import exact_log_partition
 from pyro_ebm.infer.log_partition.thermodynamic import thermodynamic_integration
 from pyro_ebm.infer.paths import GeometricPath, base_unit
-from tests.distributions.families import CONTINUOUS, PAIRS, random_rbm
+from tests.distributions.families import ALL_PAIRS, UNBOUNDED, random_rbm
 from tests.infer.log_partition.machines50 import Case, machines
 
-FINITE = [pair for pair in PAIRS if not set(pair) <= set(CONTINUOUS)]
+FINITE = [pair for pair in ALL_PAIRS if not set(pair) <= set(UNBOUNDED)]
 FINITE_IDS = ["-".join(pair) for pair in FINITE]
 
 

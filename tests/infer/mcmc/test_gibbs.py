@@ -11,10 +11,10 @@ from torch import Size, Tensor
 
 from pyro_ebm.distributions import RBM, GibbsSweep, units
 from pyro_ebm.infer import BlockGibbs
-from tests.distributions.families import CONTINUOUS, PAIRS, batch_indices, random_rbm, to_machine
+from tests.distributions.families import ALL_PAIRS, UNBOUNDED, batch_indices, random_rbm, to_machine
 from tests.infer.reference import Z_LIMIT, exact_features, features, z_scores
 
-PAIR_IDS = ["-".join(p) for p in PAIRS]
+ALL_PAIR_IDS = ["-".join(p) for p in ALL_PAIRS]
 
 
 def sweep_many(rbm: RBM, num_chains: int, num_steps: int) -> tuple[Tensor, Tensor]:
@@ -33,10 +33,10 @@ def worst(v: Tensor, rbm: RBM, index: tuple[int, ...] = ()) -> float:
     return z_scores(features(v), expected).abs().max().item()
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=PAIR_IDS)
+@pytest.mark.parametrize("pair", ALL_PAIRS, ids=ALL_PAIR_IDS)
 def test_exact_samples_stay_exact(pair: tuple[str, str]) -> None:
     rbm = random_rbm(pair, offsets=True, num_hidden=1)
-    if set(pair) <= set(CONTINUOUS):
+    if set(pair) <= set(UNBOUNDED):
         # No layer can be enumerated; so weak a machine forgets its start in a few sweeps.
         rbm.num_gibbs_steps = 20
     start, end = sweep_many(rbm, 100_000, 3)

@@ -31,6 +31,7 @@ from tests.infer.reference import Z_LIMIT, features, z_scores
 Rest = Callable[[Tensor], Tensor]
 PAIRS = [(visible, "bernoulli") for visible in DISCRETE + CONTINUOUS]
 PAIRS += [("bernoulli", "gaussian"), ("gaussian", "categorical"), ("ising", "relu")]
+PAIRS += [("low_rank", "ising"), ("mixed", "bernoulli"), ("labels", "ising")]
 
 
 def bent(v: Tensor) -> Tensor:

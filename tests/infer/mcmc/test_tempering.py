@@ -13,9 +13,9 @@ from pyro_ebm.infer import ParallelTempering
 from pyro_ebm.infer.mcmc import run_kernel
 from pyro_ebm.infer.paths import GeometricPath, MachinePath, Path, base_unit
 from tests.distributions.families import (
-    CONTINUOUS,
-    PAIR_IDS,
-    PAIRS,
+    ALL_PAIR_IDS,
+    ALL_PAIRS,
+    UNBOUNDED,
     batch_indices,
     random_rbm,
     to_machine,
@@ -48,10 +48,10 @@ def machine() -> RBM:
 
 
 class TestInvariance:
-    @pytest.mark.parametrize("pair", PAIRS, ids=PAIR_IDS)
+    @pytest.mark.parametrize("pair", ALL_PAIRS, ids=ALL_PAIR_IDS)
     def test_exact_levels_stay_exact(self, pair: tuple[str, str]) -> None:
         rbm = random_rbm(pair, offsets=True, num_hidden=1, scale=1.5 if pair[1] == "ising" else 1.0)
-        if set(pair) <= set(CONTINUOUS):
+        if set(pair) <= set(UNBOUNDED):
             # No layer can be enumerated; so weak a machine forgets its start in a few sweeps.
             rbm.num_gibbs_steps = 20
         path = make_path(rbm)

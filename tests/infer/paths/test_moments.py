@@ -28,7 +28,7 @@ from pyro_ebm.infer.paths.moment_statistics import (
 )
 from pyro_ebm.ops.numerics import effective_sample_size
 from tests import brute_force
-from tests.distributions.families import CONTINUOUS, FAMILIES, random_rbm, to_machine
+from tests.distributions.families import ALL_FAMILIES, UNBOUNDED, random_rbm, to_machine
 from tests.infer.reference import Z_LIMIT, z_score
 
 FINITE_PAIRS = [
@@ -90,7 +90,7 @@ class TestExactFit:
             for got, low, high in zip(moments_of(knot, index), *ends, strict=True):
                 np.testing.assert_allclose(got, (low + high) / 2, atol=2e-6)
 
-    @pytest.mark.parametrize("family", list(FAMILIES))
+    @pytest.mark.parametrize("family", list(ALL_FAMILIES))
     def test_base_is_without_weights(self, family: str) -> None:
         """Its moments are those of a machine whose hidden layer has no biases either."""
         rbm = random_rbm((family, "bernoulli"), offsets=True)
@@ -332,7 +332,7 @@ class TestOptions:
         with pytest.raises(TypeError, match="dist must be an RBM, got str"):
             moment_averaged_path("rbm")  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("pair", [(a, b) for a in CONTINUOUS for b in CONTINUOUS], ids="-".join)
+    @pytest.mark.parametrize("pair", [(a, b) for a in UNBOUNDED for b in UNBOUNDED], ids="-".join)
     def test_two_continuous_layers(self, pair: tuple[str, str]) -> None:
         with pytest.raises(ValueError, match="one layer must be discrete"):
             moment_averaged_path(random_rbm(pair))

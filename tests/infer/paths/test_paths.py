@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Size, Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import RBM, units
 from pyro_ebm.infer.paths import GeometricPath, Ladder, MachinePath, Path, base_unit
-from tests.distributions.families import PAIR_IDS, PAIRS, random_rbm
+from tests.distributions.families import ALL_PAIR_IDS, ALL_PAIRS, random_rbm
 
 BETAS = [0.0, 0.3, 0.75, 1.0]
 
@@ -19,7 +19,17 @@ def make_path(kind: str, pair: tuple[str, str], batched: bool = False) -> Path:
         base = "uniform" if rbm.visible.num_states else None
         return GeometricPath(rbm, base_unit(rbm, base))
     others = [random_rbm(pair, offsets=True, batched=batched) for _ in range(2)]
+    for other in others:
+        other.visible = with_covariance(other.visible, rbm.visible)
+        other.hidden = with_covariance(other.hidden, rbm.hidden)
     return MachinePath.from_checkpoints([*others, rbm])
+
+
+def with_covariance(unit: units.Unit, like: units.Unit) -> units.Unit:
+    """Correlated units on a path have one covariance."""
+    if not isinstance(like, units.LowRankGaussian):
+        return unit
+    return like.from_mean(unit.parameters["loc"])
 
 
 def some_states(rbm: RBM, shape: tuple[int, ...]) -> Tensor:
@@ -29,7 +39,7 @@ def some_states(rbm: RBM, shape: tuple[int, ...]) -> Tensor:
 
 @pytest.mark.parametrize("batched", [False, True], ids=["plain", "batched"])
 @pytest.mark.parametrize("kind", ["geometric", "machines"])
-@pytest.mark.parametrize("pair", PAIRS, ids=PAIR_IDS)
+@pytest.mark.parametrize("pair", ALL_PAIRS, ids=ALL_PAIR_IDS)
 def test_densities(pair: tuple[str, str], kind: str, batched: bool) -> None:
     """Ratios, constants, machines and ladders speak of the same densities."""
     path = make_path(kind, pair, batched)
