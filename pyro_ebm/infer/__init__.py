@@ -3,6 +3,16 @@
 
 """What is done with a Boltzmann machine: sampling, log Z, objectives."""
 
+from pyro_ebm.infer.conditional import (
+    BayesClassifier,
+    ClassificationBounds,
+    ConditionalLikelihood,
+    conditional_likelihood,
+    conditional_log_likelihood,
+    conditional_log_partition,
+    conditional_nll,
+    unique_contexts,
+)
 from pyro_ebm.infer.contrastive import ContrastiveDivergence
 from pyro_ebm.infer.log_partition import (
     AIS,
@@ -51,18 +61,28 @@ from pyro_ebm.infer.mcmc import (
     free_energy_model,
     tune_ladder,
 )
+from pyro_ebm.infer.missing import (
+    Imputation,
+    ObservedLogLikelihood,
+    impute,
+    observed_log_likelihood,
+)
 
 __all__ = [
     "AIS",
     "MALA",
+    "BayesClassifier",
     "BlockGibbs",
+    "ClassificationBounds",
     "Completions",
+    "ConditionalLikelihood",
     "ContrastiveDivergence",
     "DiscreteGibbs",
     "DiscreteLangevin",
     "Gibbs",
     "GibbsLangevin",
     "GibbsWithGradients",
+    "Imputation",
     "LadderTuning",
     "LogLikelihoodEstimate",
     "LogPartitionBracket",
@@ -72,6 +92,7 @@ __all__ = [
     "LogRatio",
     "MachineMoments",
     "MetropolisBlockGibbs",
+    "ObservedLogLikelihood",
     "ParallelTempering",
     "ThermodynamicIntegral",
     "VectorizedMCMC",
@@ -81,13 +102,19 @@ __all__ = [
     "combine_estimates",
     "compare_log_partition",
     "completions",
+    "conditional_likelihood",
+    "conditional_log_likelihood",
+    "conditional_log_partition",
+    "conditional_nll",
     "estimate_log_partition",
     "exact_log_partition",
     "exact_moments",
     "free_energy_model",
+    "impute",
     "load_json",
     "log_likelihood",
     "mbar",
+    "observed_log_likelihood",
     "pseudo_log_likelihood",
     "raise_log_likelihood",
     "tempering_estimates",
@@ -97,4 +124,5 @@ __all__ = [
     "to_markdown",
     "trajectory_log_partition",
     "tune_ladder",
+    "unique_contexts",
 ]

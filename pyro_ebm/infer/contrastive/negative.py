@@ -3,49 +3,53 @@
 
 """The negative phase: chains of the model, started at data or kept from step to step."""
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.infer.contrastive.rows import SiteRows
 from pyro_ebm.infer.mcmc import VectorizedKernel, run_kernel
-from pyro_ebm.ops.linear import chain_axes
 
-__all__ = ["move_chains", "start_chains"]
+__all__ = ["mean_score", "move_chains", "start_chains"]
 
 
-def start_chains(dist: RBM, value: Tensor, num_chains: int | None) -> Tensor:
-    """Starting states of chains at the values of a site.
+def start_chains(rows: SiteRows, num_chains: int | None) -> tuple[Tensor, Tensor | None]:
+    """Starting states of chains at the rows of every machine.
 
-    Axes along which the parameters do not vary (rows of a plate, say) become chains; the others keep
-    their place, so that every parameter setting has chains of its own.
-
-    :param RBM dist: the compact machine.
-    :param Tensor value: the site's value, shape ``(..., V)``.
-    :param int num_chains: chains to return: a random choice of the rows, with repetition only if there
-        are too few; all rows if None.
-    :returns: shape ``(num_chains,) + dist.batch_shape + (V,)``.
+    :param SiteRows rows: the rows.
+    :param int num_chains: chains of every machine: a random choice of its rows that are not masked
+        out, with repetition only if there are too few; all rows if None.
+    :returns: states of shape ``(num_chains,) + machine.batch_shape + (V,)``, and where all rows are
+        taken which of them count (all if None).
     """
-    batch = dist.batch_shape
-    full = torch.broadcast_shapes(value.shape[:-1], batch)
-    parameter, chain = chain_axes(full, batch)
-    rows = value.detach().expand(*full, value.shape[-1]).permute(*chain, *parameter, len(full))
-    count = math.prod(full[i] for i in chain)
-    rows = rows.reshape(count, *batch, value.shape[-1]).to(dist.weight.dtype)
-    if num_chains is None or num_chains == count:
-        return rows
+    values, mask = rows.values, rows.mask
+    count = len(values)
+    if num_chains is None:
+        return values, mask
+    if mask is not None:
+        return _choice(values, mask, num_chains), None
+    if num_chains == count:
+        return values, None
     if num_chains < count:
-        index = torch.randperm(count, device=rows.device)[:num_chains]
+        index = torch.randperm(count, device=values.device)[:num_chains]
     else:
-        index = torch.arange(num_chains, device=rows.device) % count
-    return rows[index]
+        index = torch.arange(num_chains, device=values.device) % count
+    return values[index], None
+
+
+def _choice(values: Tensor, mask: Tensor, num_chains: int) -> Tensor:
+    """As many rows of every machine, none that is masked out unless all are."""
+    order = (torch.rand(mask.shape, device=values.device) + ~mask).argsort(0)
+    number = torch.arange(num_chains, device=values.device)
+    number = number.view(-1, *(1,) * (mask.dim() - 1)) % mask.sum(0).clamp(min=1)
+    return values.gather(0, order.gather(0, number).unsqueeze(-1).expand(-1, *values.shape[1:]))
 
 
 @torch.no_grad()
 def move_chains(
-    dist: RBM,
+    machine: RBM,
     chains: Tensor,
     num_steps: int,
     kernel: Callable[[RBM], VectorizedKernel] | None,
@@ -53,8 +57,8 @@ def move_chains(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Chains after ``num_steps`` transitions of a kernel, block Gibbs if None.
 
-    :param RBM dist: the compact machine.
-    :param Tensor chains: shape ``(num_chains,) + dist.batch_shape + (V,)``.
+    :param RBM machine: the machine whose visible layer the chains are states of.
+    :param Tensor chains: shape ``(num_chains,) + machine.batch_shape + (V,)``.
     :param int num_steps: transitions.
     :param kernel: makes an MCMC kernel for the present parameters.
     :param rest: what else the kernel's state consisted of after the transitions before, such as the
@@ -62,8 +66,21 @@ def move_chains(
     :returns: the chains, and the rest of the kernel's state now.
     """
     if kernel is None:
-        return GibbsSweep(dist).run(chains, num_steps), {}
-    mcmc_kernel = kernel(dist)
+        return GibbsSweep(machine).run(chains, num_steps), {}
+    mcmc_kernel = kernel(machine)
     state = run_kernel(mcmc_kernel, {**(rest or {}), mcmc_kernel.site: chains}, num_steps)
     moved = state.pop(mcmc_kernel.site)
     return moved, state
+
+
+def mean_score(machine: RBM, states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean of -F over the chains of every machine, shape ``machine.batch_shape``.
+
+    :param RBM machine: the machine whose visible layer the chains are states of.
+    :param Tensor states: shape ``(num_chains,) + machine.batch_shape + (V,)``.
+    :param Tensor mask: which chains count, shape ``(num_chains,) + machine.batch_shape``; all if None.
+    """
+    score = -machine.free_energy(states)
+    if mask is None:
+        return score.mean(0)
+    return torch.where(mask, score, 0.0).sum(0) / mask.sum(0).clamp(min=1)
