@@ -28,6 +28,7 @@ LAYERS = {
     "training": {"ops", "distributions", "nn", "infer"},
     "diagnostics": {"ops", "distributions", "infer"},
     "distances": {"ops", "distributions", "infer"},
+    "predictive": {"ops", "distributions", "infer", "diagnostics", "distances"},
 }
 # Loaded by their paths where there is no torch, so they stand alone: numpy, and ArviZ in functions.
 STANDALONE = [PACKAGE / "diagnostics" / f"{name}.py" for name in ("convergence", "inference_data")]
