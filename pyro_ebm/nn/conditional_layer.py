@@ -31,6 +31,8 @@ class ConditionalLayer(ABC):
     defaults: ClassVar[Mapping[str, Any]] = {}
     #: The option that must be a whole number >= 1, if there is one.
     whole: ClassVar[str | None] = None
+    #: Smallest and largest entry of a state.
+    limits: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
     def __init__(self, size: int, options: Mapping[str, Any]) -> None:
         unknown = sorted(set(options) - set(self.defaults))
@@ -69,6 +71,11 @@ class ConditionalLayer(ABC):
         """Whether the energy of the family defines the offset of all entries."""
         return False
 
+    def in_range(self, rows: Tensor) -> Tensor:
+        """Which rows can be states or means of states, shape ``(rows,)``."""
+        low, high = self.limits
+        return ((rows >= low) & (rows <= high)).all(-1)
+
 
 class _Linear(ConditionalLayer):
     """Families whose only parameter is a natural bias."""
@@ -93,9 +100,7 @@ class _Spins(ConditionalLayer):
     def __init__(self, size: int, options: Mapping[str, Any]) -> None:
         super().__init__(size, options)
         if self.options["form"] not in ("natural", "quadratic"):
-            raise ValueError(
-                f"form must be 'natural' or 'quadratic', got {self.options['form']!r}"
-            )
+            raise ValueError(f"form must be 'natural' or 'quadratic', got {self.options['form']!r}")
         check_bounds(self.options)
 
     @property
@@ -123,6 +128,8 @@ class _Spins(ConditionalLayer):
 
 
 class _Ising(_Spins):
+    limits: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
     def unit(self, values: Mapping[str, Tensor]) -> Unit:
         bias = self._quadratic_bias(values, 0.0) if self.quadratic else values["bias"]
         return units.Ising(bias, validate_args=False)
@@ -132,6 +139,8 @@ class _Ising(_Spins):
 
 
 class _Bernoulli(_Spins):
+    limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
     def unit(self, values: Mapping[str, Tensor]) -> Unit:
         bias = self._quadratic_bias(values, 0.5) if self.quadratic else values["bias"]
         return units.Bernoulli(bias, validate_args=False)
@@ -143,6 +152,7 @@ class _Bernoulli(_Spins):
 class _Categorical(_Linear):
     defaults: ClassVar[Mapping[str, Any]] = {"num_states": None}
     whole: ClassVar[str | None] = "num_states"
+    limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, size: int, options: Mapping[str, Any]) -> None:
         super().__init__(size, options)
@@ -160,6 +170,9 @@ class _Categorical(_Linear):
 class _Multinomial(_Linear):
     defaults: ClassVar[Mapping[str, Any]] = {"total_count": None}
     whole: ClassVar[str | None] = "total_count"
+
+    def in_range(self, rows: Tensor) -> Tensor:
+        return ((rows >= 0) & (rows <= self.options["total_count"])).all(-1)
 
     def unit(self, values: Mapping[str, Tensor]) -> Unit:
         return units.Multinomial(values["bias"], self.options["total_count"], validate_args=False)
@@ -237,7 +250,7 @@ class _Mixed(ConditionalLayer):
 
     def unit(self, values: Mapping[str, Tensor]) -> Unit:
         made = [block.unit(self._own(values, i)) for i, block in enumerate(self.blocks)]
-        return units.Mixed(made, validate_args=False)
+        return units.Mixed(made)
 
     def offset(self, values: Mapping[str, Tensor], centre: Tensor | None) -> Tensor | None:
         sizes = [block.size for block in self.blocks]
@@ -259,6 +272,11 @@ class _Mixed(ConditionalLayer):
     @property
     def has_own_offset(self) -> bool:
         return all(block.has_own_offset for block in self.blocks)
+
+    def in_range(self, rows: Tensor) -> Tensor:
+        parts = rows.split([block.size for block in self.blocks], -1)
+        found = [block.in_range(x) for block, x in zip(self.blocks, parts, strict=True)]
+        return torch.stack(found).all(0)
 
 
 #: Families by name.

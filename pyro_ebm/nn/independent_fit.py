@@ -32,7 +32,7 @@ def fit_independent(
     :param Tensor data: y, shape ``(rows, V)``.
     :param Tensor context: x, shape ``(rows, n)``.
     :param int num_steps: updates of Adam.
-    :param int batch_size: rows an update.
+    :param int batch_size: rows an update, drawn with repetition; all rows where there are no more.
     :param float learning_rate: the rate at the start; it falls to zero.
     :param int seed: seed of the choice of rows; the global generator if None.
     :raises ValueError: for impossible options.
@@ -43,13 +43,18 @@ def fit_independent(
             f"{num_steps!r}, {batch_size!r}, {learning_rate!r}"
         )
     generator = None if seed is None else Generator(device=data.device).manual_seed(seed)
+    if not parameters:
+        return
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     dtype, device = parameters[0].dtype, parameters[0].device
+    size = torch.Size((batch_size,))
+    rows = torch.arange(len(data), device=data.device)
     with torch.enable_grad():
         for step in range(num_steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * (1.0 - step / num_steps)
-            rows = torch.randint(len(data), (batch_size,), generator=generator, device=data.device)
+            if len(data) > batch_size:
+                rows = torch.randint(len(data), size, generator=generator, device=data.device)
             y = data[rows].to(device=device, dtype=dtype)
             unit = make_unit(context[rows.to(context.device)].to(device))
             loss = (unit.energy(y) + unit.log_partition()).mean()

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from pyro_ebm import distributions
 from pyro_ebm.distributions.units import Unit
-from pyro_ebm.nn.conditional_layer import ConditionalLayer, make_layer
+from pyro_ebm.nn.conditional_layer import make_layer
 from pyro_ebm.nn.independent_fit import fit_independent
-from pyro_ebm.nn.networks import freeze, mlp
-from pyro_ebm.nn.unit_parameters import is_whole
+from pyro_ebm.nn.networks import ReLU, Sequential, freeze, mlp
+from pyro_ebm.nn.unit_parameters import check_seed_and_dtype, is_whole
 from pyro_ebm.nn.weight_maps import WEIGHT_MAPS
 
 __all__ = ["NeuralBoltzmannMachine"]
@@ -28,7 +28,7 @@ class _ConditionalModuleMeta(type(PyroModule), ABCMeta):  # type: ignore[misc]
     """Lets a class be a PyroModule and a ConditionalDistribution at once."""
 
 
-class NeuralBoltzmannMachine(
+class NeuralBoltzmannMachine(  # type: ignore[metaclass]
     PyroModule, ConditionalDistribution, metaclass=_ConditionalModuleMeta
 ):
     r"""A conditional RBM all of whose parameters are networks of a context x.
@@ -117,7 +117,9 @@ class NeuralBoltzmannMachine(
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(num_context, hidden_sizes, trunk_sizes, trunk, num_features)
+        check_seed_and_dtype(seed, dtype)
+        sizes = {"num_context": num_context, "num_visible": num_visible, "num_hidden": num_hidden}
+        _check_sizes(sizes, hidden_sizes, trunk_sizes, trunk, num_features)
         if hidden not in ("ising", "bernoulli", "categorical"):
             raise ValueError(
                 f"hidden must be 'ising', 'bernoulli' or 'categorical', got {hidden!r}"
@@ -169,7 +171,7 @@ class NeuralBoltzmannMachine(
             features = num_features
         elif sizes:
             layers = mlp(features, sizes[:-1], sizes[-1])
-            self.trunk = PyroModule[nn.Sequential](layers, PyroModule[nn.ReLU]())
+            self.trunk = Sequential(layers, ReLU())
             features = sizes[-1]
         widths = self._visible.outputs
         if options["hidden_bias"]:
@@ -178,6 +180,9 @@ class NeuralBoltzmannMachine(
         if unknown:
             known = sorted([*widths, "weight"])
             raise ValueError(f"unknown networks {unknown}; this model has {known}")
+        for name, network in {"trunk": trunk, **networks}.items():
+            if not isinstance(network, nn.Module | None):
+                raise TypeError(f"network {name!r} must be a torch.nn.Module, got {network!r}")
         for name, width in widths.items():
             network = networks.get(name)
             if network is None:
@@ -191,6 +196,10 @@ class NeuralBoltzmannMachine(
         self.weight = weight
         #: Names of the networks in the order of their evaluation.
         self.network_names: tuple[str, ...] = (*widths, "weight")
+        self._shapes: dict[str, tuple[int, ...]] = {
+            **{name: (width,) for name, width in widths.items()},
+            "weight": (options["num_visible"], options["num_hidden"]),
+        }
 
     def _visible_networks(self) -> nn.Module:
         """The networks of the visible layer with the trunk, as a module of their own."""
@@ -236,6 +245,13 @@ class NeuralBoltzmannMachine(
         context = self._check_context(context, options.get("validate_args"))
         features = context if self.trunk is None else self.trunk(context)
         values = {name: getattr(self, name)(features) for name in self.network_names}
+        for name, value in values.items():
+            shape = self._shapes[name]
+            if value.shape[-len(shape) :] != shape:
+                raise ValueError(
+                    f"network {name!r} must give shape (..., {', '.join(map(str, shape))}), "
+                    f"got {tuple(value.shape)}"
+                )
         weight = values["weight"]
         if self._config["scale_weight"]:
             weight = weight / self.num_visible**0.5
@@ -297,19 +313,26 @@ class NeuralBoltzmannMachine(
         The likelihood of that model of independent units is in closed form; its networks are trained
         by Adam. It is the usual good start.
 
-        :param Tensor data: y, shape ``(rows, num_visible)``.
+        :param Tensor data: y, or means of y such as grey levels, shape ``(rows, num_visible)``. Of spins
+            they are between -1 and 1.
         :param Tensor context: x, shape ``(rows, num_context)``.
         :param int num_steps: updates.
-        :param int batch_size: rows an update.
+        :param int batch_size: random rows an update; all rows where there are no more.
         :param float learning_rate: rate of Adam, which falls to zero.
         :param int seed: seed of the choice of rows; the global generator if None.
         :returns: the module.
-        :raises ValueError: if shapes are wrong or values are not finite.
+        :raises ValueError: if shapes are wrong, or values are not finite or no means of states.
         """
         _check_rows("data", data, self.num_visible)
         _check_rows("context", context, self.num_context)
         if len(data) != len(context):
             raise ValueError(f"data has {len(data)} rows, but context has {len(context)}")
+        valid = self._visible.in_range(data)
+        if not bool(valid.all()):
+            raise ValueError(
+                f"data has {int((~valid).sum())} of {len(data)} rows that are no states, nor means of "
+                f"states, of {self.visible_family!r} units"
+            )
         networks = self._visible_networks()
         fit_independent(
             lambda x: self._visible.unit(networks(x)),
@@ -365,13 +388,18 @@ class _VisibleNetworks(nn.Module):
 
 
 def _check_sizes(
-    num_context: Any, hidden_sizes: Any, trunk_sizes: Any, trunk: Any, num_features: Any
+    sizes: Mapping[str, Any],
+    hidden_sizes: Any,
+    trunk_sizes: Any,
+    trunk: Any,
+    num_features: Any,
 ) -> None:
-    if not is_whole(num_context):
-        raise ValueError(f"num_context must be a whole number >= 1, got {num_context!r}")
-    for name, sizes in (("hidden_sizes", hidden_sizes), ("trunk_sizes", trunk_sizes)):
-        if not isinstance(sizes, Sequence) or not all(map(is_whole, sizes)):
-            raise ValueError(f"{name} must be a list of whole numbers >= 1, got {sizes!r}")
+    for name, size in sizes.items():
+        if not is_whole(size):
+            raise ValueError(f"{name} must be a whole number >= 1, got {size!r}")
+    for name, layers in (("hidden_sizes", hidden_sizes), ("trunk_sizes", trunk_sizes)):
+        if not isinstance(layers, Sequence) or not all(map(is_whole, layers)):
+            raise ValueError(f"{name} must be a list of whole numbers >= 1, got {layers!r}")
     if trunk is None:
         if num_features is not None:
             raise ValueError("num_features is an option of a given trunk")

@@ -62,9 +62,7 @@ def ConditionalRBM(
     torch.Size([2, 6])
     """
     settings = {"hidden_sizes": (), "weight": "constant", **options}
-    return NeuralBoltzmannMachine(
-        num_context, num_visible, num_hidden, visible, hidden, **settings
-    )
+    return NeuralBoltzmannMachine(num_context, num_visible, num_hidden, visible, hidden, **settings)
 
 
 def FactoredConditionalRBM(
@@ -93,6 +91,4 @@ def FactoredConditionalRBM(
         "weight_options": {"num_factors": num_factors},
         **options,
     }
-    return NeuralBoltzmannMachine(
-        num_context, num_visible, num_hidden, visible, hidden, **settings
-    )
+    return NeuralBoltzmannMachine(num_context, num_visible, num_hidden, visible, hidden, **settings)

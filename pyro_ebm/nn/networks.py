@@ -3,14 +3,22 @@
 
 """Small building blocks of the networks that make parameters from a context."""
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-__all__ = ["freeze", "mlp", "soft_clamp"]
+__all__ = ["Linear", "ReLU", "Sequential", "freeze", "mlp", "soft_clamp"]
+
+#: Layers of torch whose parameters can be made random (:class:`pyro.nn.PyroSample`). Any, as Pyro makes these
+#: classes when they are asked for.
+Linear: Any = PyroModule[nn.Linear]
+ReLU: Any = PyroModule[nn.ReLU]
+Sequential: Any = PyroModule[nn.Sequential]
 
 
 def mlp(num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int) -> nn.Module:
@@ -22,10 +30,10 @@ def mlp(num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int) -> nn.Mo
     """
     sizes = [num_inputs, *hidden_sizes]
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
-        layers += [PyroModule[nn.Linear](before, after), PyroModule[nn.ReLU]()]
-    last = PyroModule[nn.Linear](sizes[-1], num_outputs)
-    return PyroModule[nn.Sequential](*layers, last) if layers else last
+    for before, after in itertools.pairwise(sizes):
+        layers += [Linear(before, after), ReLU()]
+    last: nn.Module = Linear(sizes[-1], num_outputs)
+    return Sequential(*layers, last) if layers else last
 
 
 def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
@@ -34,12 +42,19 @@ def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
     .. math:: l + \log(1 + e^{x - l}) - \log(1 + e^{x - u})
 
     Unlike a hard bound its gradient vanishes nowhere, so that a parameter that has run against the
-    bound can come back.
+    bound can come back. The function is odd about the middle; computed there from the nearer bound, its
+    gradient is right in floating point too, where the difference above would be 1 - 1.
 
     :param float low: l.
     :param float high: u, greater than l.
     """
-    return low + softplus(x - low) - softplus(x - high)
+    middle, half = 0.5 * (low + high), 0.5 * (high - low)
+
+    def upper(z: Tensor) -> Tensor:
+        return half - softplus(half - z) + softplus(-half - z)
+
+    z = x - middle
+    return middle + torch.where(z < 0, -upper(-z), upper(z))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from pyro_ebm import distributions
-from pyro_ebm.nn.unit_parameters import UnitParameters, is_whole
+from pyro_ebm.nn.unit_parameters import UnitParameters, check_seed_and_dtype, is_whole
 
 __all__ = ["RBM"]
 
@@ -173,7 +173,4 @@ def _check_arguments(
         raise ValueError(f"centered must be a bool, got {centered!r}")
     if not isinstance(weight_scale, int | float) or not 0 <= weight_scale < math.inf:
         raise ValueError(f"weight_scale must be a number >= 0, got {weight_scale!r}")
-    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
-        raise ValueError(f"seed must be None or a whole number in [0, 2^64), got {seed!r}")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype must be a floating-point type, got {dtype!r}")
+    check_seed_and_dtype(seed, dtype)

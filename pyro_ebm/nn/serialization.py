@@ -43,14 +43,14 @@ def save(module: Module, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Any:
     """Read a module that :func:`save` or a training run wrote. Nothing in the file is executed.
 
-    :param path: a model file, a checkpoint, or a run folder that holds ``model.safetensors``.
+    :param path: a model file, a checkpoint, a run folder that holds ``model.safetensors``, or the name of
+        a pretrained model: those are in ``examples/models`` of the source, or in the folder that the
+        environment variable ``PYRO_EBM_MODELS`` names.
     :param device: where to put the parameters; the CPU if None.
     :raises FileNotFoundError: if there is no such file.
     :raises ModelFileError: if the file is truncated, damaged, or not a model of this package.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
+    path = _find(path)
     tensors, metadata = read_tensors(path)
     module = build(metadata.get("model"), path)
     names = list(module.state_dict())
@@ -63,6 +63,26 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     except (RuntimeError, TypeError) as error:
         raise ModelFileError(f"{path}: tensors do not fit the configuration: {error}") from error
     return module.to(device) if device is not None else module
+
+
+def _find(path: str | os.PathLike[str]) -> Path:
+    """The file that a path or the name of a pretrained model means."""
+    found = Path(path)
+    if found.is_dir():
+        return found / "model.safetensors"
+    # A name is no path: no folder, no suffix.
+    if found.exists() or found.suffix or found.name != os.fspath(path):
+        return found
+    source = Path(__file__).resolve().parents[2] / "examples" / "models"
+    models = Path(os.environ.get("PYRO_EBM_MODELS", source))
+    named = models / f"{found}.safetensors"
+    if not named.is_file():
+        known = sorted(file.stem for file in models.glob("*.safetensors"))
+        raise FileNotFoundError(
+            f"no model file at {found}, and no pretrained model of this name in {models}, "
+            f"which has {known}"
+        )
+    return named
 
 
 def describe(module: Module) -> dict[str, Any]:

@@ -142,6 +142,17 @@ def _check_options(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def check_seed_and_dtype(seed: Any, dtype: Any) -> None:
+    """Check arguments that all modules share.
+
+    :raises ValueError: if one is impossible.
+    """
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
+        raise ValueError(f"seed must be None or a whole number in [0, 2^64), got {seed!r}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating-point type, got {dtype!r}")
+
+
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -4,13 +4,15 @@
 """How a weight matrix depends on the context."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
+
+from pyro_ebm.nn.networks import Linear
 
 __all__ = ["WEIGHT_MAPS", "BasisWeight", "ConstantWeight", "FactoredWeight", "FullWeight"]
 
@@ -26,7 +28,7 @@ class FullWeight(PyroModule):
     def __init__(self, num_features: int, num_visible: int, num_hidden: int) -> None:
         super().__init__()
         self.shape = num_visible, num_hidden
-        self.linear = PyroModule[nn.Linear](num_features, num_visible * num_hidden)
+        self.linear = Linear(num_features, num_visible * num_hidden)
 
     def forward(self, features: Tensor) -> Tensor:
         """The weight, shape ``(..., V, H)``, from features of shape ``(..., F)``."""
@@ -64,8 +66,8 @@ class BasisWeight(PyroModule):
     ) -> None:
         super().__init__()
         self.shape = num_visible, num_hidden
-        self.gate = PyroModule[nn.Linear](num_features, num_bases)
-        self.bases = PyroModule[nn.Linear](num_bases, num_visible * num_hidden)
+        self.gate = Linear(num_features, num_bases)
+        self.bases = Linear(num_bases, num_visible * num_hidden)
 
     def forward(self, features: Tensor) -> Tensor:
         """The weight, shape ``(..., V, H)``, from features of shape ``(..., F)``."""
@@ -88,7 +90,7 @@ class FactoredWeight(PyroModule):
         super().__init__()
         self.visible = Parameter(torch.randn(num_visible, num_factors))
         self.hidden = Parameter(torch.randn(num_hidden, num_factors) / math.sqrt(num_factors))
-        self.gate = PyroModule[nn.Linear](num_features, num_factors)
+        self.gate = Linear(num_features, num_factors)
 
     def forward(self, features: Tensor) -> Tensor:
         """The weight, shape ``(..., V, H)``, from features of shape ``(..., F)``."""
@@ -96,7 +98,7 @@ class FactoredWeight(PyroModule):
 
 
 #: Options of the maps with their defaults, by name.
-WEIGHT_MAPS: dict[str, tuple[type[PyroModule], Mapping[str, Any]]] = {
+WEIGHT_MAPS: dict[str, tuple[Callable[..., PyroModule], Mapping[str, Any]]] = {
     "full": (FullWeight, {}),
     "constant": (ConstantWeight, {}),
     "basis": (BasisWeight, {"num_bases": 8}),

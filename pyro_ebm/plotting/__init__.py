@@ -9,6 +9,7 @@ so that they work without a display and leak nothing; :func:`save` writes it to 
 """
 
 from pyro_ebm.plotting.chains import energy_trace, rank_histograms, sampler_comparison
+from pyro_ebm.plotting.conditional import class_parameters, class_samples
 from pyro_ebm.plotting.figures import save
 from pyro_ebm.plotting.images import completions, filters, image_grid
 from pyro_ebm.plotting.log_partition import log_partition_comparison
@@ -16,6 +17,8 @@ from pyro_ebm.plotting.tempering import replica_paths, tempering_ladder
 from pyro_ebm.plotting.training import history
 
 __all__ = [
+    "class_parameters",
+    "class_samples",
     "completions",
     "energy_trace",
     "filters",

@@ -3,13 +3,12 @@
 
 """The gradient of contrastive divergence of a conditional model, by distinct context."""
 
-from typing import Any
-
 import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.distributions.clamped_sweep import ClampedSweep
 from pyro_ebm.infer import ParallelTempering, exact_log_partition
 from pyro_ebm.infer.contrastive.negative import move_chains
 from pyro_ebm.ops.grouping import RowGroups
@@ -31,9 +30,9 @@ class ConditionalGradient:
 
     Networks are evaluated and chains are run once a *distinct* context :math:`x_u` of the batch, with
     :math:`N_u` rows, and not once a row. For Gaussian visible units the model's side is written in hidden
-    states, :math:`\partial \log Z = -E_h[\partial F_{hidden}(h)]`, where :math:`F_{hidden}` is the free energy
-    of the machine with its layers exchanged: chains run without the visible layer, and the gradient
-    has less variance (none at all for :math:`\mu`).
+    states, :math:`\partial \log Z = -E_h[\partial F_{hidden}(h)]`, where :math:`F_{hidden}` is the free
+    energy of the machine with its layers exchanged: chains run without the visible layer, and the
+    gradient has less variance (none at all for :math:`\mu`).
 
     :param module: the model.
     :param TrainerConfig config: options of the run.
@@ -55,6 +54,9 @@ class ConditionalGradient:
         self.chains: Tensor | None = None
         #: What else the state of tempering consists of.
         self.kernel_state: dict[str, Tensor] = {}
+        #: Complete rows, where entries are missing: what was drawn for them last.
+        self.completed: Tensor | None = None
+        self._observed: Tensor | None = None
         self._contexts: Tensor | None = None
         self._index: Tensor | None = None
         self._parameters = [p for p in module.parameters() if p.requires_grad]
@@ -63,8 +65,8 @@ class ConditionalGradient:
         """Find the distinct contexts of the data.
 
         :param Tensor context: shape ``(rows, num_context)``.
-        :raises ValueError: if chains that were restored belong to another number of contexts, or
-            tempering would need too many.
+        :raises ValueError: if chains that were restored belong to another number of contexts or
+            another layer, or tempering would need too many.
         """
         contexts, index = torch.unique(context, dim=0, return_inverse=True)
         count = len(contexts)
@@ -77,9 +79,33 @@ class ConditionalGradient:
             raise ValueError(
                 f"the chains are those of {self.chains.shape[1]} contexts, the data have {count}"
             )
+        layer = "hidden" if self.in_hidden else "visible"
+        size = self.module.num_hidden if self.in_hidden else self.module.num_visible
+        if self.chains is not None and self.chains.shape[2] != size:
+            raise ValueError(
+                f"the chains are states of {self.chains.shape[2]} entries, but the {layer} layer has "
+                f"{size}: negative_side must stay what it was"
+            )
         self._contexts = contexts.to(self.module.device, self.module.dtype)
         # Batches are planned on the CPU, so that no step waits for another device.
         self._index = index.cpu()
+
+    def complete_from(self, states: Tensor, observed: Tensor) -> None:
+        """Let missing entries be drawn given the observed ones.
+
+        :param Tensor states: complete rows to start from, shape ``(rows, V)``; those of a run that was
+            restored are kept.
+        :param Tensor observed: boolean, shape ``(rows, V)``.
+        :raises ValueError: if rows that were restored have another shape.
+        """
+        if self.completed is None:
+            self.completed = states.clone()
+        elif self.completed.shape != states.shape:
+            raise ValueError(
+                f"the completed rows have shape {tuple(self.completed.shape)}, the data "
+                f"{tuple(states.shape)}"
+            )
+        self._observed = observed
 
     def __call__(self, batch: Tensor, rows: Tensor) -> None:
         """Set the gradients for a batch.
@@ -96,7 +122,9 @@ class ConditionalGradient:
                 self._contexts if fixed else self._contexts[present], validate_args=False
             )
             y, mask = groups.pack(batch), groups.mask().to(batch)
-            share = (groups.counts / len(rows)).to(batch)
+            if self.completed is not None and self._observed is not None:
+                y = self._complete(dist, y, rows, groups)
+            share = groups.counts.to(batch) / len(rows)
             loss = (dist.free_energy(y) * mask).sum() / len(rows)
             loss = loss + self._log_partition(dist, y, mask, share, None if fixed else present)
         for parameter in self._parameters:
@@ -105,6 +133,18 @@ class ConditionalGradient:
 
     def after_step(self) -> None:
         """Nothing moves after an update."""
+
+    @torch.no_grad()
+    def _complete(self, dist: RBM, y: Tensor, rows: Tensor, groups: RowGroups) -> Tensor:
+        """Rows of a batch with new draws of what is missing."""
+        assert self.completed is not None and self._observed is not None
+        rows = rows.to(y.device)
+        # Places without a row count as observed: nothing need be drawn there.
+        observed = ~groups.pack(~self._observed[rows])
+        sweep = ClampedSweep(dist.detach(), y, observed, self.generator)
+        y = sweep.run(groups.pack(self.completed[rows]), self.config.num_steps)
+        self.completed[rows] = groups.unpack(y)
+        return y
 
     # --- the model's side -----------------------------------------------------------------------
 
@@ -131,9 +171,7 @@ class ConditionalGradient:
         return -(side.free_energy(negatives) * weight).sum()
 
     @torch.no_grad()
-    def _persistent(
-        self, side: RBM, y: Tensor, mask: Tensor, present: Tensor | None
-    ) -> Tensor:
+    def _persistent(self, side: RBM, y: Tensor, mask: Tensor, present: Tensor | None) -> Tensor:
         assert self._contexts is not None
         count = self.config.num_chains or _DEFAULT_CHAINS
         if present is None:
@@ -186,7 +224,8 @@ class ConditionalGradient:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint keeps."""
-        tensors: dict[str, Any] = {} if self.chains is None else {"chains": self.chains}
+        named = {"chains": self.chains, "completed": self.completed}
+        tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
         return tensors | {f"kernel.{name}": value for name, value in self.kernel_state.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -194,4 +233,5 @@ class ConditionalGradient:
         device = self.module.device
         moved = {name: tensor.to(device) for name, tensor in state.items()}
         self.chains = moved.pop("chains", None)
+        self.completed = moved.pop("completed", None)
         self.kernel_state = {name.removeprefix("kernel."): t for name, t in moved.items()}

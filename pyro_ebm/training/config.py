@@ -6,7 +6,7 @@
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 __all__ = ["LEARNING_RATE_SCHEDULES", "OPTIMIZERS", "TrainerConfig"]
@@ -47,8 +47,8 @@ class TrainerConfig:
         layer without its couplings (for Gaussian units the paper's start at the mean).
     :param str negative_phase: of a conditional model: "gibbs"; "tempering" (of persistent chains); or
         "exact", the gradient of the exact log Z, for layers that can be enumerated.
-    :param str negative_side: whether negatives of a conditional model are "visible" or "hidden" states; "auto"
-        for hidden ones where visible units are Gaussian, which has less variance.
+    :param str negative_side: whether negatives of a conditional model are "visible" or "hidden" states;
+        "auto" for hidden ones where visible units are Gaussian, which has less variance.
     :param int num_replicas: levels of "tempering".
     :param bool binarize: whether the data are rates in [0, 1] from which new bits (or spins) are drawn
         at each visit.
@@ -74,7 +74,7 @@ class TrainerConfig:
     learning_rate_schedule: str = "constant"
     averaging: float = 0.0
     gradient_clip: float | None = None
-    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
     chain_start: str = "data"
     negative_phase: str = "gibbs"
     negative_side: str = "auto"
@@ -134,7 +134,8 @@ class TrainerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON types."""
-        values = asdict(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["groups"] = {name: dict(options) for name, options in self.groups.items()}
         if self.checkpoint is not None:
             values["checkpoint"] = os.fspath(self.checkpoint)
         return values

@@ -33,8 +33,9 @@ class Optimization:
         #: The module with averaged parameters, None where nothing is averaged.
         self.averaged: Any = None
         if config.averaging:
+            # With the offsets of a centred RBM, which its biases belong to.
             self.averaged = AveragedModel(
-                module, multi_avg_fn=get_ema_multi_avg_fn(config.averaging)
+                module, multi_avg_fn=get_ema_multi_avg_fn(config.averaging), use_buffers=True
             )
         self._module = module
 

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
+from pyro_ebm.nn.serialization import describe
 from pyro_ebm.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from pyro_ebm.training.conditional_gradient import ConditionalGradient
 from pyro_ebm.training.config import TrainerConfig
@@ -51,15 +52,16 @@ class Trainer:
     [1, 2]
     """
 
-    def __init__(
-        self, module: nn.RBM | nn.NeuralBoltzmannMachine, config: TrainerConfig
-    ) -> None:
+    def __init__(self, module: nn.RBM | nn.NeuralBoltzmannMachine, config: TrainerConfig) -> None:
         if not isinstance(module, nn.RBM | nn.NeuralBoltzmannMachine):
             raise TypeError(
                 "module must be a pyro_ebm.nn.RBM or NeuralBoltzmannMachine, got "
                 f"{type(module).__name__}"
             )
         check_data_options(module, config)
+        if config.checkpoint is not None:
+            # Before the first epoch and not after it: not every module can be written.
+            describe(module)
         if config.seed is None:
             config = replace(config, seed=int(torch.randint(2**31, ()).item()))
         self.module = module
@@ -135,6 +137,7 @@ class Trainer:
         *,
         context: Tensor | None = None,
         validation_context: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """Train until ``config.num_epochs`` epochs are done.
 
@@ -142,6 +145,9 @@ class Trainer:
         :param Tensor validation: rows for the metrics only.
         :param Tensor context: the contexts of a conditional model, shape ``(rows, num_context)``.
         :param Tensor validation_context: contexts of the rows for the metrics.
+        :param Tensor observed: which entries of the data of a conditional model are observed, boolean of
+            shape ``(rows, V)``; all if None. What stands at the others is not read: they are drawn given
+            the observed ones, by ``num_steps`` sweeps at every visit from where the last visit left them.
         :returns: :attr:`history`.
         :raises ValueError: for a wrong shape, NaN, or values outside of the support.
         :raises TrainingDivergedError: if parameters become NaN or infinite; the last checkpoint
@@ -149,7 +155,7 @@ class Trainer:
         """
         from tqdm.auto import tqdm
 
-        train = TrainingData.check("data", self.module, self.config, data, context)
+        train = TrainingData.check("data", self.module, self.config, data, context, observed)
         held_out = None
         if validation is not None:
             held_out = TrainingData.check(
@@ -182,6 +188,9 @@ class Trainer:
         if isinstance(module, nn.NeuralBoltzmannMachine):
             assert isinstance(self._gradient, ConditionalGradient) and train.context is not None
             self._gradient.start(train.context)
+            if train.observed is not None:
+                states = self._states(train.rows, self._generator)
+                self._gradient.complete_from(states, train.observed)
         elif module.centered and self.epoch == 0:
             mean = train.rows.to(self._dtype).mean(0)
             module.shift_offsets(mean - module.visible_offset)

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
+from pyro_ebm.distributions.observed_rows import ObservedRows
 from pyro_ebm.ops.random import bernoulli
 from pyro_ebm.training.config import TrainerConfig
 
@@ -23,10 +24,13 @@ class TrainingData:
 
     :param Tensor rows: shape ``(rows, V)``, on the device of the module.
     :param Tensor context: shape ``(rows, num_context)``, None for a model without.
+    :param Tensor observed: which entries are observed, shape ``(rows, V)``; None for all. The others have
+        been filled with possible values.
     """
 
     rows: Tensor
     context: Tensor | None
+    observed: Tensor | None = None
 
     @classmethod
     def check(
@@ -36,6 +40,7 @@ class TrainingData:
         config: TrainerConfig,
         rows: Tensor,
         context: Tensor | None,
+        observed: Tensor | None = None,
     ) -> "TrainingData":
         """The data of a run.
 
@@ -47,13 +52,17 @@ class TrainingData:
             raise ValueError(
                 f"{name} must have shape (rows >= 1, {num_visible}), got {tuple(rows.shape)}"
             )
+        if observed is not None:
+            rows = _fill(module, config, rows, observed)
         valid, what = _valid_rows(module, config, rows)
         if not bool(valid.all()):
             bad = int((~valid).sum())
             raise ValueError(f"{name} has {bad} of {len(rows)} rows outside of {what}")
         parameter = next(module.parameters())
         context = _check_context(name, module, rows, context)
-        return cls(rows.to(parameter.device), context)
+        if observed is not None:
+            observed = observed.to(parameter.device)
+        return cls(rows.to(parameter.device), context, observed)
 
 
 def draw_states(
@@ -71,6 +80,25 @@ def draw_states(
         noise = torch.empty_like(rows).normal_(generator=generator)
         rows = torch.add(rows, noise, alpha=config.noise_std)
     return rows
+
+
+def _fill(module: Module, config: TrainerConfig, rows: Tensor, observed: Tensor) -> Tensor:
+    """Rows with possible values in the places of missing ones."""
+    if isinstance(module, nn.RBM):
+        raise ValueError("observed is an option of conditional models, not of a nn.RBM")
+    if observed.shape != rows.shape:
+        raise ValueError(f"observed must have shape {tuple(rows.shape)}, got {tuple(observed.shape)}")
+    contexts = torch.zeros(1, module.num_context, dtype=module.dtype, device=module.device)
+    with torch.no_grad():
+        machine = module.condition(contexts)
+        # Checks that whole units are observed or missing; rates are no states, and checked later.
+        here = rows.to(machine.weight)
+        ObservedRows(machine, here, observed.to(here.device), validate=not config.binarize)
+        if config.binarize:
+            filler = torch.full_like(here, 0.5)
+        else:
+            filler = machine.visible.sample(torch.zeros_like(here))
+    return torch.where(observed, rows, filler.to(rows))
 
 
 def check_data_options(module: Module, config: TrainerConfig) -> None:
