@@ -214,7 +214,8 @@ class _Model:
         trainer = train(self.run, progress=self.progress)
         seconds = round(time.perf_counter() - started, 3)
         click.echo(describe_training(self.run, trainer, started))
-        self.module: nn.RBM = trainer.module
+        assert isinstance(trainer.module, nn.RBM)
+        self.module = trainer.module
         ais = replace(ais, seed=self.seed)
         evaluation = evaluate(self.module, self.options, self.data, ais, progress=self.progress)
         self.run.write_json("evaluation.json", evaluation)

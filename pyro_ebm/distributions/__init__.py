@@ -4,6 +4,7 @@
 """Boltzmann machines as Pyro distributions."""
 
 from pyro_ebm.distributions import units
+from pyro_ebm.distributions.clamped_sweep import ClampedSweep
 from pyro_ebm.distributions.collapsed_sweep import CollapsedSweep
 from pyro_ebm.distributions.energy_based import EnergyBased, UnnormalizedGradientError
 from pyro_ebm.distributions.gibbs_sweep import GibbsSweep
@@ -15,6 +16,7 @@ __all__ = [
     "RBM",
     "BernoulliRBM",
     "CanonicalForm",
+    "ClampedSweep",
     "CollapsedSweep",
     "EnergyBased",
     "GaussianBernoulliRBM",

@@ -34,8 +34,7 @@ class ClampedSweep:
     :raises ValueError: for rows that :meth:`RBM.clamp_rows` refuses.
 
     >>> import torch
-    >>> from pyro_ebm.distributions import BernoulliRBM
-    >>> from pyro_ebm.distributions.clamped_sweep import ClampedSweep
+    >>> from pyro_ebm.distributions import BernoulliRBM, ClampedSweep
     >>> rbm = BernoulliRBM(torch.zeros(3, 2), torch.tensor([9.0, 9.0, -9.0]), torch.zeros(2))
     >>> value = torch.tensor([[0.0, torch.nan, torch.nan], [torch.nan, 0.0, 1.0]])
     >>> sweep = ClampedSweep(rbm, value, ~value.isnan(), torch.Generator().manual_seed(0))

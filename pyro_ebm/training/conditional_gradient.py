@@ -7,8 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
-from pyro_ebm.distributions import RBM, GibbsSweep
-from pyro_ebm.distributions.clamped_sweep import ClampedSweep
+from pyro_ebm.distributions import RBM, ClampedSweep, GibbsSweep
 from pyro_ebm.infer import ParallelTempering, exact_log_partition
 from pyro_ebm.infer.contrastive.negative import move_chains
 from pyro_ebm.ops.grouping import RowGroups

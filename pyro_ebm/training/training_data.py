@@ -87,7 +87,9 @@ def _fill(module: Module, config: TrainerConfig, rows: Tensor, observed: Tensor)
     if isinstance(module, nn.RBM):
         raise ValueError("observed is an option of conditional models, not of a nn.RBM")
     if observed.shape != rows.shape:
-        raise ValueError(f"observed must have shape {tuple(rows.shape)}, got {tuple(observed.shape)}")
+        raise ValueError(
+            f"observed must have shape {tuple(rows.shape)}, got {tuple(observed.shape)}"
+        )
     contexts = torch.zeros(1, module.num_context, dtype=module.dtype, device=module.device)
     with torch.no_grad():
         machine = module.condition(contexts)

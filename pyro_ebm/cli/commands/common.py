@@ -97,12 +97,23 @@ def open_model(target: str, device: str = "cpu") -> tuple[nn.RBM, RunFolder | No
     :returns: the model, and its run folder if it has one.
     :raises FileNotFoundError: if there is no such model.
     :raises ~pyro_ebm.nn.ModelFileError: if it is damaged.
+    :raises ValueError: if the model is conditional.
     """
     path = Path(target)
     if path.is_file():
-        return pyro_ebm.load(path, device=check_device(device)), None
+        return _load(path, device), None
     run = RunFolder(path)
-    return pyro_ebm.load(run.model_file(), device=check_device(device)), run
+    return _load(run.model_file(), device), run
+
+
+def _load(path: Path, device: str) -> nn.RBM:
+    module = pyro_ebm.load(path, device=check_device(device))
+    if not isinstance(module, nn.RBM):
+        raise ValueError(
+            f"{path} holds a {type(module).__name__}, whose distribution depends on a context; the "
+            "commands take RBMs: use pyro_ebm.load() and its condition() in Python"
+        )
+    return module
 
 
 def run_data(

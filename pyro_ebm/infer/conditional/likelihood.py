@@ -43,9 +43,9 @@ def conditional_log_likelihood(
     :param Tensor data: y, shape ``(rows, V)``.
     :param Tensor context: x, shape ``(rows, n_x)``.
     :param log_partition: log Z as an estimate, a bracket or a tensor: for each of the ``contexts``; or, if
-        these are None, for each of ``unique_contexts(context)[0]`` or for every row.
-    :param Tensor contexts: what ``log_partition`` belongs to, shape ``(U, n_x)``. **Give it** where log Z
-        was computed for other rows than these: it is found by the numbers and not by their order.
+        these are None, for every row.
+    :param Tensor contexts: what ``log_partition`` belongs to, shape ``(U, n_x)``; a row's is found by the
+        numbers of its context, not by its place.
     :param int chunk_contexts: contexts whose machines are in memory at the same time.
     :returns: shape ``(rows,)``, float64.
     :raises ValueError: for wrong shapes, contexts or data that are not finite, data outside of the
@@ -99,9 +99,13 @@ class _Table:
         else:
             self.contexts, self.context_index = contexts, match_contexts(context, contexts)
         self.index, size, name = self.context_index, len(self.contexts), "contexts"
-        value = getattr(log_partition, "value", log_partition)
-        if contexts is None and torch.as_tensor(value).shape == context.shape[:1]:
-            # With as many contexts as rows both are the same, as contexts are in the order of rows.
+        if contexts is None:
+            shape = torch.as_tensor(getattr(log_partition, "value", log_partition)).shape
+            if shape != context.shape[:1]:
+                raise ValueError(
+                    f"log_partition has shape {tuple(shape)}, but there are {len(context)} rows: give "
+                    "the contexts that it belongs to, contexts=..."
+                )
             self.index = torch.arange(len(context), device=context.device)
             size, name = len(context), "rows"
         self.estimates = as_estimates(log_partition, size, name)

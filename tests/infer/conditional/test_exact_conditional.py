@@ -93,13 +93,14 @@ def test_log_z_of_contexts_of_rows_or_of_a_table(model: Blend) -> None:
     for log_z, contexts in (
         (of_table, table),
         (of_table.value, table),
-        (of_unique, None),
-        (of_unique.value, None),
+        (of_unique, found),
         (of_unique.value[inverse], None),
     ):
         close(conditional_log_likelihood(model, data, context, log_z, contexts=contexts), expected)
         mean = conditional_likelihood(model, data, context, log_z, contexts=contexts)
         close(mean.value, expected.mean())
+    with pytest.raises(ValueError, match="give the contexts that it belongs to"):
+        conditional_log_likelihood(model, data, context, of_unique)
 
 
 class Small(torch.nn.Module):
