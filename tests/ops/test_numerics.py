@@ -205,3 +205,10 @@ def test_softplus_step_sum_of_numbers():
     expected = softplus_step(a, 0.2, 0.7).sum(-1)
     torch.testing.assert_close(softplus_step_sum(a, 0.2, 0.7), expected)
     torch.testing.assert_close(softplus_step_sum(a, 0.2, torch.tensor([0.7])), expected)
+
+
+def test_second_derivative_of_log_2cosh_at_zero():
+    """sech^2(0) = 1: the curvature of a free energy at the mean of its layer."""
+    x = torch.tensor([0.0, 0.7, -3.0], dtype=torch.float64, requires_grad=True)
+    hessian = torch.autograd.functional.hessian(log_2cosh_sum, x).diagonal()
+    torch.testing.assert_close(hessian, 1.0 / torch.cosh(x.detach()).square(), rtol=1e-12, atol=0.0)
