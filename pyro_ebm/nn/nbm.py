@@ -18,6 +18,7 @@ from pyro_ebm.distributions.units import Unit
 from pyro_ebm.nn.conditional_layer import make_layer
 from pyro_ebm.nn.independent_fit import fit_independent
 from pyro_ebm.nn.networks import ReLU, Sequential, freeze, mlp
+from pyro_ebm.nn.param_store import LocalModule, private_parameters
 from pyro_ebm.nn.unit_parameters import check_seed_and_dtype, is_whole
 from pyro_ebm.nn.weight_maps import WEIGHT_MAPS
 
@@ -29,7 +30,7 @@ class _ConditionalModuleMeta(type(PyroModule), ABCMeta):  # type: ignore[misc]
 
 
 class NeuralBoltzmannMachine(  # type: ignore[metaclass]
-    PyroModule, ConditionalDistribution, metaclass=_ConditionalModuleMeta
+    LocalModule, ConditionalDistribution, metaclass=_ConditionalModuleMeta
 ):
     r"""A conditional RBM all of whose parameters are networks of a context x.
 
@@ -334,16 +335,17 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
                 f"states, of {self.visible_family!r} units"
             )
         networks = self._visible_networks()
-        fit_independent(
-            lambda x: self._visible.unit(networks(x)),
-            [p for p in networks.parameters() if p.requires_grad],
-            data,
-            context.to(self.dtype),
-            num_steps=num_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-        )
+        with private_parameters():
+            fit_independent(
+                lambda x: self._visible.unit(networks(x)),
+                [p for p in networks.parameters() if p.requires_grad],
+                data,
+                context.to(self.dtype),
+                num_steps=num_steps,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                seed=seed,
+            )
         if self.offset is not None:
             self.offset = freeze(copy.deepcopy(networks))
         return self
@@ -353,7 +355,9 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
 
         :param Tensor context: shape ``(..., num_context)``.
         """
-        return self._visible.unit(self._visible_networks()(self._check_context(context, None)))
+        context = self._check_context(context, None)
+        with private_parameters():
+            return self._visible.unit(self._visible_networks()(context))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the network that owns them ("trunk" included), for optimisers."""

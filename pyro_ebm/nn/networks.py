@@ -67,6 +67,7 @@ def freeze(module: nn.Module) -> nn.Module:
     """
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
-            delattr(part, name)
+            # Not by delattr(), with which a PyroModule would clear the parameter store of its original.
+            del part._parameters[name]
             part.register_buffer(name, parameter.detach().clone())
     return module

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro.nn import PyroModule
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from pyro_ebm import distributions
+from pyro_ebm.nn.param_store import LocalModule
 from pyro_ebm.nn.unit_parameters import UnitParameters, check_seed_and_dtype, is_whole
 
 __all__ = ["RBM"]
 
 
-class RBM(PyroModule):
+class RBM(LocalModule):
     r"""A restricted Boltzmann machine with learnable parameters.
 
     Calling the module gives the distribution :class:`pyro_ebm.distributions.RBM` with the current

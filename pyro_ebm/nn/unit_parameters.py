@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor
 from torch.nn import Parameter
 
 from pyro_ebm.distributions import units
 from pyro_ebm.distributions.units import Unit
+from pyro_ebm.nn.param_store import LocalModule
 
 __all__ = ["FAMILIES", "UnitParameters"]
 
@@ -36,7 +36,7 @@ _VECTOR_CLASSES: dict[str, Callable[..., Unit]] = {
 _MIN_VARIANCE = 1e-3
 
 
-class UnitParameters(PyroModule):
+class UnitParameters(LocalModule):
     r"""Owns the parameters of one layer; calling it gives the :class:`~pyro_ebm.distributions.units.Unit`.
 
     Precisions are stored by their logarithm and learnt only on request; others are buffers.

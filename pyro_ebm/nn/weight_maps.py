@@ -48,8 +48,8 @@ class ConstantWeight(PyroModule):
         self.matrix = Parameter(torch.randn(num_visible, num_hidden) * 0.2)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The weight, shape ``(..., V, H)``: a view without memory of its own."""
-        return self.matrix.expand(*features.shape[:-1], *self.matrix.shape)
+        """The weight, shape ``(V, H)``, whatever the features: it broadcasts with the other parameters."""
+        return self.matrix
 
 
 class BasisWeight(PyroModule):

@@ -64,8 +64,8 @@ class ConditionalGradient:
         """Find the distinct contexts of the data.
 
         :param Tensor context: shape ``(rows, num_context)``.
-        :raises ValueError: if chains that were restored belong to another number of contexts or
-            another layer, or tempering would need too many.
+        :raises ValueError: if there are chains that belong to other contexts or another layer, or tempering
+            would need too many.
         """
         contexts, index = torch.unique(context, dim=0, return_inverse=True)
         count = len(contexts)
@@ -74,20 +74,30 @@ class ConditionalGradient:
                 f"negative_phase='tempering' takes at most {MAX_FIXED_CONTEXTS} distinct contexts, "
                 f"the data have {count}"
             )
-        if self.chains is not None and self.chains.shape[1] != count:
-            raise ValueError(
-                f"the chains are those of {self.chains.shape[1]} contexts, the data have {count}"
-            )
-        layer = "hidden" if self.in_hidden else "visible"
-        size = self.module.num_hidden if self.in_hidden else self.module.num_visible
-        if self.chains is not None and self.chains.shape[2] != size:
-            raise ValueError(
-                f"the chains are states of {self.chains.shape[2]} entries, but the {layer} layer has "
-                f"{size}: negative_side must stay what it was"
-            )
-        self._contexts = contexts.to(self.module.device, self.module.dtype)
+        contexts = contexts.to(self.module.device, self.module.dtype)
+        if self.chains is not None:
+            self._check_chains(contexts)
+        self._contexts = contexts
         # Batches are planned on the CPU, so that no step waits for another device.
         self._index = index.cpu()
+
+    def _check_chains(self, contexts: Tensor) -> None:
+        """Refuse to go on with chains that belong to other machines."""
+        assert self.chains is not None
+        _, count, entries = self.chains.shape
+        if count != len(contexts):
+            raise ValueError(
+                f"the chains are those of {count} contexts, the data have {len(contexts)}"
+            )
+        if self._contexts is not None and not torch.equal(self._contexts, contexts):
+            raise ValueError("the chains are those of other contexts than the data have")
+        layer = "hidden" if self.in_hidden else "visible"
+        size = self.module.num_hidden if self.in_hidden else self.module.num_visible
+        if entries != size:
+            raise ValueError(
+                f"the chains are states of {entries} entries, but the {layer} layer has {size}: "
+                "negative_side must stay what it was"
+            )
 
     def complete_from(self, states: Tensor, observed: Tensor) -> None:
         """Let missing entries be drawn given the observed ones.
@@ -166,7 +176,9 @@ class ConditionalGradient:
         else:
             start = self._start(frozen, self._some_rows(y, mask, count))
             weight = share / count
-        negatives = GibbsSweep(frozen, self.generator).run(start, self.config.num_steps)
+        # The start at the hidden layer without its couplings is the first half of a sweep.
+        num_steps = self.config.num_steps - (self.config.chain_start == "prior")
+        negatives = GibbsSweep(frozen, self.generator).run(start, num_steps)
         return -(side.free_energy(negatives) * weight).sum()
 
     @torch.no_grad()
@@ -223,7 +235,8 @@ class ConditionalGradient:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint keeps."""
-        named = {"chains": self.chains, "completed": self.completed}
+        contexts = None if self.chains is None else self._contexts
+        named = {"chains": self.chains, "contexts": contexts, "completed": self.completed}
         tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
         return tensors | {f"kernel.{name}": value for name, value in self.kernel_state.items()}
 
@@ -232,5 +245,6 @@ class ConditionalGradient:
         device = self.module.device
         moved = {name: tensor.to(device) for name, tensor in state.items()}
         self.chains = moved.pop("chains", None)
+        self._contexts = moved.pop("contexts", None)
         self.completed = moved.pop("completed", None)
         self.kernel_state = {name.removeprefix("kernel."): t for name, t in moved.items()}

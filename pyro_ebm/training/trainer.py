@@ -189,8 +189,9 @@ class Trainer:
             assert isinstance(self._gradient, ConditionalGradient) and train.context is not None
             self._gradient.start(train.context)
             if train.observed is not None:
-                states = self._states(train.rows, self._generator)
-                self._gradient.complete_from(states, train.observed)
+                # A generator of its own, or a run that is resumed would draw more than the whole one.
+                bits = Generator(device=self._device).manual_seed(0)
+                self._gradient.complete_from(self._states(train.rows, bits), train.observed)
         elif module.centered and self.epoch == 0:
             mean = train.rows.to(self._dtype).mean(0)
             module.shift_offsets(mean - module.visible_offset)
@@ -230,7 +231,10 @@ class Trainer:
         other = None if held_out is None else self._states(held_out.rows[:count], bits)
         if isinstance(self.module, nn.RBM):
             return epoch_metrics(self.module(), rows, other, self.chains)
-        assert train.context is not None
+        assert isinstance(self._gradient, ConditionalGradient) and train.context is not None
+        if train.observed is not None and self._gradient.completed is not None:
+            completed = self._gradient.completed[:count]
+            rows = torch.where(train.observed[:count], rows, completed)
         pairs = [(rows, train.context[:count])]
         if held_out is not None and held_out.context is not None and other is not None:
             pairs.append((other, held_out.context[:count]))

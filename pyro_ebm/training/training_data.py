@@ -99,7 +99,9 @@ def _fill(module: Module, config: TrainerConfig, rows: Tensor, observed: Tensor)
         if config.binarize:
             filler = torch.full_like(here, 0.5)
         else:
-            filler = machine.visible.sample(torch.zeros_like(here))
+            # A generator of its own: these are placeholders, and no part of the run.
+            bits = Generator(device=here.device).manual_seed(0)
+            filler = machine.visible.sample(torch.zeros_like(here), bits)
     return torch.where(observed, rows, filler.to(rows))
 
 
