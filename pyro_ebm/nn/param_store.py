@@ -18,9 +18,9 @@ __all__ = ["LocalModule", "private_parameters"]
 def private_parameters() -> Iterator[None]:
     """Outside of Pyro's handlers, what modules register is forgotten at the end.
 
-    A call of a :class:`pyro.nn.PyroModule` enters its parameters in the global store by their names, also where
-    nothing but its value is wanted. The first module of a class would then be found, and trained, under
-    the names of the second.
+    A call of a :class:`pyro.nn.PyroModule` enters its parameters in the global store by their names,
+    also where nothing but its value is wanted. The first module of a class would then be found, and
+    trained, under the names of the second.
     """
     if am_i_wrapped():
         yield
