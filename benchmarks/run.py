@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.by_hand import HandWrittenRBM
 from benchmarks.harness import Timing, environment, time_in_turn
+from benchmarks.nbm import bench_nbm
 from benchmarks.peers import rbms_annealing, rbms_trainer, sklearn_trainer
 from benchmarks.samplers import bench_collapsed, bench_tempering
 from pyro_ebm import nn
@@ -194,6 +195,7 @@ def collect(quick: bool) -> dict[str, dict[str, Timing]]:
         "Collapsed Gibbs, 784 Gaussian x 64, 1000 chains x 128 steps": bench_collapsed(
             3 if quick else 7, 1000, 128
         ),
+        **bench_nbm(2 if quick else 7),
     }
 
 
@@ -205,6 +207,8 @@ TARGETS = {
     "AIS temperature, 100 chains": 1.2,
     "Tempering sweep, 20 replicas x 10 chains": 1.2,
     "Collapsed Gibbs, 784 Gaussian x 64, 1000 chains x 128 steps": 0.1,
+    "Neural Boltzmann machine, gaussian, a step of CD-32": 0.1,
+    "Neural Boltzmann machine, ising, a step of CD-32": 0.1,
 }
 
 

@@ -135,7 +135,8 @@ class ConditionalGradient:
                 y = self._complete(dist, y, rows, groups)
             share = groups.counts.to(batch) / len(rows)
             loss = (dist.free_energy(y) * mask).sum() / len(rows)
-            loss = loss + self._log_partition(dist, y, mask, share, None if fixed else present)
+            where = None if fixed else present
+            loss = loss + self._log_partition(dist, y, mask, share, where, len(rows))
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
@@ -158,7 +159,13 @@ class ConditionalGradient:
     # --- the model's side -----------------------------------------------------------------------
 
     def _log_partition(
-        self, dist: RBM, y: Tensor, mask: Tensor, share: Tensor, present: Tensor | None
+        self,
+        dist: RBM,
+        y: Tensor,
+        mask: Tensor,
+        share: Tensor,
+        present: Tensor | None,
+        num_rows: int,
     ) -> Tensor:
         """A scalar with the gradient of the mean log Z of the batch."""
         if self.config.negative_phase == "exact":
@@ -170,12 +177,11 @@ class ConditionalGradient:
             negatives = self._persistent(frozen, y, mask, present)
             return -(side.free_energy(negatives).mean(0) * share).sum()
         count = self.config.num_chains
-        if count is None:
-            start = self._start(frozen, y)
-            weight = mask / mask.sum()
-        else:
-            start = self._start(frozen, self._some_rows(y, mask, count))
-            weight = share / count
+        if count is None and self.config.chain_start == "prior":
+            # Chains that start at no row need not be as many as the context with most rows has.
+            count = -(-num_rows // len(share))
+        start = self._start(frozen, y, mask, count)
+        weight = mask / num_rows if count is None else share / count
         # The start at the hidden layer without its couplings is the first half of a sweep.
         num_steps = self.config.num_steps - (self.config.chain_start == "prior")
         negatives = GibbsSweep(frozen, self.generator).run(start, num_steps)
@@ -187,7 +193,7 @@ class ConditionalGradient:
         count = self.config.num_chains or _DEFAULT_CHAINS
         if present is None:
             if self.chains is None:
-                self.chains = self._start(side, self._some_rows(y, mask, count))
+                self.chains = self._start(side, y, mask, count)
             self.chains = self._move(side, self.chains)
             return self.chains
         if self.chains is None:
@@ -195,7 +201,7 @@ class ConditionalGradient:
             self.chains = side.weight.new_full(shape, torch.nan)
         chains = self.chains[:, present]
         # NaN marks contexts that are met for the first time.
-        fresh = self._start(side, self._some_rows(y, mask, count))
+        fresh = self._start(side, y, mask, count)
         chains = self._move(side, torch.where(chains.isnan(), fresh, chains))
         self.chains[:, present] = chains
         return chains
@@ -221,12 +227,16 @@ class ConditionalGradient:
         return y.gather(0, index.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
 
     @torch.no_grad()
-    def _start(self, side: RBM, y: Tensor) -> Tensor:
-        """Where chains start that have rows ``y``, shape ``(chains, contexts, V)``."""
+    def _start(self, side: RBM, y: Tensor, mask: Tensor, count: int | None) -> Tensor:
+        """Where chains of every context start: ``count`` of them, or one at every row if None.
+
+        :param Tensor y: the rows, shape ``(depth, contexts, V)``.
+        """
         machine = side.transpose() if self.in_hidden else side
         if self.config.chain_start == "data":
-            return GibbsSweep(machine, self.generator).sample_hidden(y) if self.in_hidden else y
-        shape = (*y.shape[:-1], machine.hidden.size)
+            rows = y if count is None else self._some_rows(y, mask, count)
+            return GibbsSweep(machine, self.generator).sample_hidden(rows) if self.in_hidden else rows
+        shape = (len(y) if count is None else count, y.shape[1], machine.hidden.size)
         theta = machine.hidden.natural_bias.expand(shape)
         h = machine.hidden.natural_sample(theta, self.generator)
         return h if self.in_hidden else GibbsSweep(machine, self.generator).sample_visible(h)

@@ -29,8 +29,9 @@ class TrainerConfig:
     :param int num_steps: Gibbs sweeps per update (the k of CD-k and PCD-k).
     :param bool persistent: whether chains go on from update to update (PCD) or start at the data (CD).
     :param int num_chains: chains of the model's side; ``batch_size`` if None. With CD they start at
-        randomly chosen rows of the batch. For a conditional model, chains of every context (20 if None
-        and persistent).
+        randomly chosen rows of the batch. For a conditional model, chains of every context; if None 20
+        where they are persistent, one a row where they start at the data, and as many as a context has
+        rows on average where they start at the "prior".
     :param int seed: seed of all random numbers of the run; drawn from the global generator if None.
     :param str optimizer: "sgd", "adam" or "adamw".
     :param float momentum: momentum of "sgd".

@@ -1,0 +1,25 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Other conditional models of known likelihood, which the examples compare with."""
+
+from .by_class import ClassModels, class_posterior, log_evidence
+from .cvae import ConditionalVAE, fit_cvae
+from .factor_analysis import FactorAnalysis, fit_factor_analysis, fit_ppca
+from .independent import IndependentUnits, fit_independent
+from .mdn import MixtureDensityNetwork, fit_mdn
+
+__all__ = [
+    "ClassModels",
+    "ConditionalVAE",
+    "FactorAnalysis",
+    "IndependentUnits",
+    "MixtureDensityNetwork",
+    "class_posterior",
+    "fit_cvae",
+    "fit_factor_analysis",
+    "fit_independent",
+    "fit_mdn",
+    "fit_ppca",
+    "log_evidence",
+]
