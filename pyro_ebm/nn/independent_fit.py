@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from pyro_ebm.distributions.units import Unit
+from pyro_ebm.ops.grouping import RowGroups
 
 __all__ = ["fit_independent"]
 
@@ -27,7 +28,7 @@ def fit_independent(
 ) -> None:
     r"""Train the networks of a layer on :math:`\log p(y | x) = -u(y; x) - \Gamma(0; x)`, in closed form.
 
-    :param make_unit: the layer from contexts of shape ``(rows, n)``.
+    :param make_unit: the layer from contexts of shape ``(contexts, n)``.
     :param parameters: what to train.
     :param Tensor data: y, shape ``(rows, V)``.
     :param Tensor context: x, shape ``(rows, n)``.
@@ -47,6 +48,9 @@ def fit_independent(
         return
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     dtype, device = parameters[0].dtype, parameters[0].device
+    # Networks are evaluated once a distinct context: ten classes, not a thousand rows.
+    contexts, index = torch.unique(context, dim=0, return_inverse=True)
+    contexts, index = contexts.to(device), index.cpu()
     size = torch.Size((batch_size,))
     rows = torch.arange(len(data), device=data.device)
     with torch.enable_grad():
@@ -55,9 +59,12 @@ def fit_independent(
                 group["lr"] = learning_rate * (1.0 - step / num_steps)
             if len(data) > batch_size:
                 rows = torch.randint(len(data), size, generator=generator, device=data.device)
-            y = data[rows].to(device=device, dtype=dtype)
-            unit = make_unit(context[rows.to(context.device)].to(device))
-            loss = (unit.energy(y) + unit.log_partition()).mean()
+            groups = RowGroups(index[rows.cpu()])
+            y = groups.pack(data[rows].to(device=device, dtype=dtype))
+            unit = make_unit(contexts[groups.present.to(device)])
+            share = groups.counts.to(y) / len(rows)
+            energy = (unit.energy(y) * groups.mask().to(y)).sum() / len(rows)
+            loss = energy + (share * unit.log_partition()).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
