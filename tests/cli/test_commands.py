@@ -207,6 +207,15 @@ def test_damaged_model(fails: Fails, run: Path, command: str) -> None:
     assert "model.safetensors" in fails(command, run)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "sample", "info"])
+def test_conditional_model(fails: Fails, tmp_path: Path, command: str) -> None:
+    path = tmp_path / "model.safetensors"
+    pyro_ebm.save(pyro_ebm.nn.NeuralBoltzmannMachine(10, 64, 4, "bernoulli"), path)
+    message = fails(command, path)
+    assert f"{path} holds a NeuralBoltzmannMachine" in message
+    assert "the commands take RBMs" in message and "condition()" in message
+
+
 def test_damaged_chains(fails: Fails, run: Path) -> None:
     (run / "chains.nc").write_bytes(b"nonsense")
     assert "chains.nc" in fails("plot", run, "--quiet")

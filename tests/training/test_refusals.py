@@ -6,6 +6,7 @@
 import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -32,7 +33,25 @@ IMPOSSIBLE = {
     "weight_decay": [-1e-9, NAN, INF, "0", None],
     "offset_rate": [-0.1, 1.1, NAN, "0", None],
     "optimizer": ["SGD", "rmsprop", "", None, 1, ["sgd"]],
-    "learning_rate_schedule": ["cosine", "", None, 0],
+    "learning_rate_schedule": ["exponential", "", None, 0],
+    "averaging": [-0.1, 1, 1.0, NAN, "0.9", None],
+    "gradient_clip": [0, 0.0, -1.0, NAN, INF, "1", True],
+    "groups": [
+        None,
+        [],
+        "weight",
+        {"weight": 1.0},
+        {"weight": {"decay": 1.0}},
+        {"weight": {"weight_decay": -1.0}},
+        {"weight": {"learning_rate": NAN}},
+        {"weight": {"weight_decay": "1"}},
+        {"weight": {"weight_decay": None}},
+    ],
+    "chain_start": ["mean", "", None, 0, ["data"]],
+    "negative_phase": ["cd", "", None, 0],
+    "negative_side": ["both", "", None, 0],
+    "num_replicas": [1, *WHOLE],
+    "noise_std": [-0.1, NAN, INF, "0", None],
     "persistent": ["no", 1, None],
     "binarize": ["no", 1, None],
     "progress": ["no", 1, None],
@@ -66,6 +85,8 @@ def test_impossible_options_are_named(name, value):
         {"learning_rate": np.float64(0.1)},
         {"checkpoint": "x"},
         {"checkpoint": Path("x")},
+        {"averaging": 0, "gradient_clip": 1e-9, "groups": {}, "num_replicas": 2, "noise_std": 0},
+        {"learning_rate_schedule": "cosine", "averaging": 0.999, "gradient_clip": None},
     ],
     ids=str,
 )
@@ -73,6 +94,30 @@ def test_values_at_the_border_are_accepted(values):
     config = TrainerConfig(**values)
     assert {name: getattr(config, name) for name in values} == values
     Trainer(nn.RBM(2, 2), replace(config, checkpoint=None))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"groups": {"weight": {"weight_decay": 0, "learning_rate": 1e-3}, "bias": {}}},
+        {"groups": MappingProxyType({"weight": MappingProxyType({"weight_decay": 0.5})})},
+        {"chain_start": "prior", "negative_phase": "exact", "negative_side": "hidden"},
+        {"negative_phase": "tempering", "persistent": True, "num_replicas": 2},
+    ],
+    ids=str,
+)
+def test_options_of_conditional_models(values):
+    config = TrainerConfig(num_epochs=1, **values)
+    assert TrainerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert isinstance(hash(config), int)
+    # They are refused where they mean nothing, and not ignored.
+    with pytest.raises(ValueError, match=f"^{min(values)}.* option.* of conditional models"):
+        Trainer(nn.RBM(2, 2), config)
+
+
+def test_tempering_is_of_persistent_chains():
+    with pytest.raises(ValueError, match="negative_phase='tempering' needs persistent=True"):
+        TrainerConfig(negative_phase="tempering")
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
@@ -143,21 +188,43 @@ def test_dictionaries_are_checked():
 
 @pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), None, nn.RBM(2, 2)()], ids=repr)
 def test_only_modules_of_the_package_are_trained(module):
-    with pytest.raises(TypeError, match=r"module must be a pyro_ebm\.nn\.RBM or NeuralBoltzmannMachine, got "):
+    message = r"module must be a pyro_ebm\.nn\.RBM or NeuralBoltzmannMachine, got "
+    with pytest.raises(TypeError, match=message):
         Trainer(module, TrainerConfig())
 
 
 @pytest.mark.parametrize("family", LAYERS)
 def test_bits_must_be_states_of_the_visible_units(family):
-    """Bits are no spins, no one-hot groups and no counts; they are real numbers."""
+    """Bits are no one-hot groups and no counts; they are real numbers, and spins in disguise."""
     module = make_module((family, "bernoulli"))
     config = TrainerConfig(binarize=True, num_epochs=1, progress=False)
-    if family in ("ising", "categorical", "multinomial"):
+    if family in ("categorical", "multinomial"):
         with pytest.raises(ValueError, match=f"binarize=True draws bits, .* of '{family}' units"):
             Trainer(module, config)
     else:
         data = some_bits(20, module.weight.shape[0])
         assert len(Trainer(module, config).fit(data)) == 1
+
+
+@pytest.mark.parametrize("family", LAYERS)
+def test_noise_is_of_gaussian_units(family):
+    """Bits with noise are no bits, and rectified units would become negative."""
+    module = make_module((family, "bernoulli"))
+    config = TrainerConfig(noise_std=0.1, num_epochs=1, progress=False)
+    if family == "gaussian":
+        assert len(Trainer(module, config).fit(torch.zeros(20, 2))) == 1
+    else:
+        with pytest.raises(ValueError, match=f"noise_std is an option of Gaussian .* '{family}'"):
+            Trainer(module, config)
+
+
+def test_an_rbm_has_no_context():
+    data = some_bits(20)
+    trainer = Trainer(nn.RBM(6, 2), TrainerConfig(num_epochs=1, progress=False))
+    with pytest.raises(ValueError, match="context is given, but an RBM has no context"):
+        trainer.fit(data, context=torch.zeros(20, 1))
+    with pytest.raises(ValueError, match="validation_context is given, but an RBM has"):
+        trainer.fit(data, data, validation_context=torch.zeros(20, 1))
 
 
 # --- data ---------------------------------------------------------------------------------------

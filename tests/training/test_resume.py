@@ -29,6 +29,7 @@ OPTIMIZERS = {
     "momentum": {"learning_rate": 0.05, "momentum": 0.9},
     "adam": {"learning_rate": 0.01, "optimizer": "adam"},
     "adamw": {"learning_rate": 0.01, "optimizer": "adamw", "weight_decay": 0.1},
+    "averaged": {"learning_rate": 0.1, "averaging": 0.8, "gradient_clip": 0.3},
 }
 
 
@@ -69,6 +70,7 @@ def fit_until(step: int, trainer: Trainer, data, validation, monkeypatch) -> Non
 
 def assert_same_run(resumed: Trainer, whole: Trainer) -> None:
     assert_same_state(resumed.module, whole.module)
+    assert_same_state(resumed.averaged, whole.averaged)
     assert resumed.epoch == whole.epoch == NUM_EPOCHS
     if whole.chains is None:
         assert resumed.chains is None

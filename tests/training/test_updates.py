@@ -149,16 +149,57 @@ def test_a_fixed_precision_stays(monkeypatch):
     [
         ("constant", [0.6] * 6),
         ("linear", [0.6 * (1 - i / 6) for i in range(6)]),
+        ("cosine", [0.3 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]),
     ],
 )
 def test_the_rate_of_every_step(schedule, rates, recorder):
-    """Two epochs of three batches, the last of them partial, on the whole run's line to zero."""
+    """Two epochs of three batches, the last of them partial, on the whole run's way to zero."""
     module = make_module(("bernoulli", "bernoulli"))
     options = {"num_epochs": 2, "batch_size": 4, "learning_rate": 0.6}
     fit(module, some_bits(10, 3), learning_rate_schedule=schedule, **options)
     steps = path_of("weight", recorder, module).diff(dim=0)[:, 0, 0]
     expected = -GRADIENT * torch.tensor(rates, dtype=torch.float64)
     torch.testing.assert_close(steps, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("clip", [None, 1e9, 0.6], ids=str)
+def test_the_gradient_is_cut_to_its_largest_norm(clip, recorder):
+    """All parameters together: 15 entries of 1/4 have the norm 0.97."""
+    module = make_module(("bernoulli", "bernoulli"))
+    fit(module, some_bits(4, 3), batch_size=4, learning_rate=1.0, gradient_clip=clip)
+    norm = GRADIENT * math.sqrt(15)
+    size = GRADIENT * (0.6 / norm if clip == 0.6 else 1.0)
+    for name in ("weight", "visible.bias", "hidden.bias"):
+        steps = path_of(name, recorder, module).diff(dim=0)
+        # torch divides by the norm plus 1e-6.
+        torch.testing.assert_close(steps, torch.full_like(steps, -size), rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_average_forgets_exponentially(optimizer, recorder):
+    """It starts at the parameters after the first step, and offsets are averaged with the biases."""
+    module = random_module(("bernoulli", "bernoulli"), centered=True)
+    options = {"optimizer": optimizer, "learning_rate": 0.3, "offset_rate": 0.5}
+    trainer = fit(module, some_bits(12, 3), batch_size=3, averaging=0.8, **options)
+    averaged = trainer.averaged.state_dict()
+    assert trainer.averaged is not module and averaged.keys() == module.state_dict().keys()
+    for name in averaged:
+        values = path_of(name, recorder, module)[1:]
+        expected = values[0]
+        for value in values[1:]:
+            expected = 0.8 * expected + 0.2 * value
+        torch.testing.assert_close(averaged[name], expected, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(averaged["weight"], module.weight)
+
+
+def test_averaging_changes_nothing_but_the_average():
+    results = []
+    for averaging in (0.0, 0.9):
+        module = nn.RBM(6, 3, seed=0, centered=True)
+        trainer = fit(module, some_bits(30), batch_size=8, averaging=averaging, persistent=True)
+        results.append(state_of(module))
+        assert (trainer.averaged is module) == (averaging == 0.0)
+    assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
 
 
 # --- the rows -----------------------------------------------------------------------------------
@@ -243,6 +284,37 @@ def test_binarize_draws_new_bits_of_the_given_rates_at_every_visit(recorder):
     for i, rate in enumerate(rates[0].tolist()):
         error = 6 * math.sqrt(rate * (1 - rate) / 5000)
         assert abs(bits[..., i].mean().item() - rate) <= error
+
+
+def test_binarize_draws_spins_where_units_are_spins(recorder):
+    """P(+1) is the given rate: the same random numbers give the same states as for bits."""
+    rates = torch.tensor([0.0, 0.1, 0.5, 1.0]).expand(500, 4)
+    for family in ("bernoulli", "ising"):
+        fit(nn.RBM(4, 3, family, seed=0), rates, binarize=True, batch_size=500)
+    bits, spins = recorder.batches
+    assert torch.equal(spins, 2 * bits - 1)
+    assert abs(bits[:, 1].mean().item() - 0.1) < 6 * math.sqrt(0.09 / 500)
+
+
+def test_noise_is_new_at_every_visit(recorder):
+    data = torch.linspace(-2, 2, 2000).unsqueeze(-1).expand(2000, 2)
+    module = make_module(("gaussian", "bernoulli"))
+    fit(module, data, noise_std=0.5, num_epochs=3, batch_size=2000)
+    order = torch.stack(recorder.batches)
+    # Rows of one visit are known by their rank only: the noise is seen in sums, free of the order.
+    assert len({round(b.sum().item(), 9) for b in recorder.batches}) == 3
+    variance = order.var((0, 1), correction=0) - data[:, 0].var(correction=0)
+    error = math.sqrt(2 / 6000) * 0.25 + 2 * 0.5 * 1.2 / math.sqrt(6000)
+    assert ((variance - 0.25).abs() < 6 * error).all()
+    # Noise of the two columns is independent.
+    difference = order[..., 0] - order[..., 1]
+    assert abs(difference.std().item() - 0.5 * math.sqrt(2)) < 6 * 0.5 * math.sqrt(2 / (2 * 6000))
+
+
+def test_noise_std_zero_is_no_noise(recorder):
+    data = torch.linspace(-2, 2, 30).reshape(15, 2)
+    fit(make_module(("gaussian", "bernoulli")), data, noise_std=0.0)
+    assert torch.equal(recorder.batches[0].sort(0).values, data.double())
 
 
 def test_without_binarize_the_states_are_the_data(recorder):
