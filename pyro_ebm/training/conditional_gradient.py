@@ -31,7 +31,8 @@ class ConditionalGradient:
     :math:`N_u` rows, and not once a row. For Gaussian visible units the model's side is written in hidden
     states, :math:`\partial \log Z = -E_h[\partial F_{hidden}(h)]`, where :math:`F_{hidden}` is the free
     energy of the machine with its layers exchanged: chains run without the visible layer, and the
-    gradient has less variance (none at all for :math:`\mu`).
+    gradient has less variance for P and W and none at all for :math:`\mu` (that of the hidden bias has
+    more).
 
     :param module: the model.
     :param TrainerConfig config: options of the run.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_ebm import nn
+from pyro_ebm.distributions import GibbsSweep
 from pyro_ebm.infer import exact_log_partition
 from pyro_ebm.training import TrainerConfig
 from pyro_ebm.training.conditional_gradient import MAX_FIXED_CONTEXTS, ConditionalGradient
@@ -365,6 +366,25 @@ def test_contrastive_divergence(pair, side, start, num_chains):
         return gradients
 
     assert_unbiased(draw, expected)
+
+
+@pytest.mark.parametrize("side", ["visible", "hidden"])
+@pytest.mark.parametrize(("start", "num_sweeps"), [("data", 3), ("prior", 2)])
+def test_number_of_sweeps(side, start, num_sweeps, monkeypatch):
+    """Chains of weak couplings forget their start too soon for an average to show one sweep more or less."""
+    seen = []
+    original = GibbsSweep.run
+
+    def recorded(self, v, num_steps, **options):
+        seen.append(num_steps)
+        return original(self, v, num_steps, **options)
+
+    monkeypatch.setattr(GibbsSweep, "run", recorded)
+    nbm = make_nbm("ising")
+    y, x = some_data(nbm, 3, 12)
+    options = {"num_steps": 3, "chain_start": start, "negative_side": side}
+    run(make_gradient(nbm, x, **options), nbm, y)
+    assert seen == [num_sweeps]
 
 
 def test_the_two_starts_differ():
