@@ -30,15 +30,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from baselines.mdn import MixtureDensityNetwork
 from regression_targets import LIMIT, TARGETS, Target, inputs
 from torch import Generator, Tensor
-from torch.distributions import Normal
 
 from pyro_ebm import nn
 from pyro_ebm.infer import exact_log_partition
@@ -77,43 +76,10 @@ class Fitted:
     seconds: float
 
 
-class MixtureDensityNetwork(torch.nn.Module):
-    """Mixture of Gaussians with diagonal covariances; one component makes it a Gaussian regression."""
-
-    def __init__(self, sizes: list[int], outputs: int, components: int) -> None:
-        super().__init__()
-        widths, layers = [1, *sizes], []
-        for i, o in pairwise(widths):
-            layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
-        self.trunk = torch.nn.Sequential(*layers)
-        self.shape = components, outputs
-        self.logits = torch.nn.Linear(widths[-1], components)
-        self.loc = torch.nn.Linear(widths[-1], components * outputs)
-        self.log_std = torch.nn.Linear(widths[-1], components * outputs)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means and standard deviations, shape ``(K, rows, outputs)``, and log-weights, ``(K, rows)``."""
-        features = self.trunk(x)
-        loc = self.loc(features).unflatten(-1, self.shape).movedim(-2, 0)
-        log_std = self.log_std(features).unflatten(-1, self.shape).movedim(-2, 0)
-        return loc, MIN_STD + log_std.exp(), self.logits(features).log_softmax(-1).T
-
-    def log_prob(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log-density of every row."""
-        loc, std, log_weights = self(x)
-        return torch.logsumexp(Normal(loc, std).log_prob(y).sum(-1) + log_weights, 0)
-
-    @torch.no_grad()
-    def mixture(self, x: Tensor) -> GaussianMixture:
-        """Marginal laws, batch shape ``(rows, outputs)``."""
-        loc, std, log_weights = self(x)
-        return GaussianMixture(loc, std, log_weights.exp().unsqueeze(-1))
-
-
 def fit_network(x: Tensor, y: Tensor, components: int, seed: int, options: Any) -> Fitted:
     """A mixture density network with the optimiser, the epochs and the average of the machines."""
     torch.manual_seed(seed)
-    model = MixtureDensityNetwork(options.trunk, y.shape[1], components)
+    model = MixtureDensityNetwork(1, y.shape[1], components, options.trunk, MIN_STD)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.averaging)
     )
@@ -123,14 +89,15 @@ def fit_network(x: Tensor, y: Tensor, components: int, seed: int, options: Any) 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(options.epochs):
         for rows in torch.randperm(len(x)).split(options.batch_size):
-            loss = -model.log_prob(x[rows], y[rows]).mean()
+            loss = -model.log_prob(y[rows], x[rows]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             average.update_parameters(model)
+    seconds = time.perf_counter() - started
     best = average.module
-    return Fitted(best.log_prob, best.mixture, _size(model), time.perf_counter() - started)
+    return Fitted(lambda x, y: best.log_prob(y, x), best.marginals, _size(model), seconds)
 
 
 def fit_machine(x: Tensor, y: Tensor, hidden_bias: bool, seed: int, options: Any) -> Fitted:

@@ -13,9 +13,6 @@ from pyro_ebm.predictive import GaussianMixture
 
 __all__ = ["MixtureDensityNetwork", "fit_mdn"]
 
-#: Least standard deviation of a component: without one the likelihood has no bound.
-MIN_STD = 1e-3
-
 
 class MixtureDensityNetwork(nn.Module):
     """A mixture of K normal densities with diagonal covariance, all of it functions of x.
@@ -24,6 +21,7 @@ class MixtureDensityNetwork(nn.Module):
     :param int num_outputs: entries V of y.
     :param int num_components: K.
     :param hidden_sizes: sizes of the hidden layers.
+    :param float min_std: least standard deviation of a component: without one the likelihood has no bound.
     """
 
     def __init__(
@@ -32,8 +30,10 @@ class MixtureDensityNetwork(nn.Module):
         num_outputs: int,
         num_components: int,
         hidden_sizes: Sequence[int] = (32, 32),
+        min_std: float = 1e-3,
     ) -> None:
         super().__init__()
+        self.min_std = min_std
         self.shape = num_components, num_outputs
         layers: list[nn.Module] = []
         for size in hidden_sizes:
@@ -46,7 +46,7 @@ class MixtureDensityNetwork(nn.Module):
         """Logarithms of weights, shape ``(rows, K)``; means and stds, shape ``(rows, K, V)``."""
         k, v = self.shape
         logits, loc, raw = self.network(x).split([k, k * v, k * v], -1)
-        std = MIN_STD + nn.functional.softplus(raw)
+        std = self.min_std + nn.functional.softplus(raw)
         return torch.log_softmax(logits, -1), loc.unflatten(-1, (k, v)), std.unflatten(-1, (k, v))
 
     def log_prob(self, y: Tensor, x: Tensor) -> Tensor:

@@ -69,3 +69,22 @@ def test_nbm_in_pyro_smoke(tmp_path: Path) -> None:
     assert results["svi"]["gap"] > -0.5
     assert results["compound"]["num_draws"] == 15
     assert (tmp_path / "gaussian.png").stat().st_size > 10_000
+
+
+def test_nbm_mnist_smoke(tmp_path: Path) -> None:
+    assert "conditional log-likelihood" in _smoke("nbm_mnist.py", tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    ends = (report["likelihood"][name] for name in ("lower", "value", "upper"))
+    assert sorted(values := list(ends)) == values and -30.0 < values[0] and values[2] < -15.0
+    assert report["classification"]["accuracy"]["value"] > 0.7
+    assert set(report["samples"]["classes"]) == {str(k) for k in range(10)}
+    for name in ("samples.png", "parameters.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_nbm_fashion_mnist_smoke_of_the_paper(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "examples" / "nbm_fashion_mnist.py", "--smoke"]
+    command += ["--preset", "paper", "--visible", "gaussian", "--output", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["options"]["steps"] == 32
