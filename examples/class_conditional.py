@@ -278,32 +278,33 @@ def draw_pictures(
         rows,
         shape,
         names,
-        signed=("mean weight", "singular vector"),
-        caption="'mean weight' depends on arbitrary signs of the hidden units; the two rows below do not",
+        signed=("mean weight", "main direction"),
+        caption="'mean weight' depends on arbitrary signs of the hidden units; the rows below do not",
     )
     plotting.save(figure, Path(arguments.output) / "parameters.png")
 
 
 def parameter_images(machine: RBM, h: Tensor) -> dict[str, Tensor]:
-    """What each class has learnt, as images."""
-    weight = machine.weight
+    """What each class has learnt, as images.
+
+    The last two are of the field W h (of the mean W h / P where units are Gaussian), as h varies: its
+    standard deviation, and the direction in which it varies most. Hidden units may change their signs
+    together with their weights, which alters neither.
+    """
+    moved = machine.weight
     rows = {"mean without W": machine.visible.mean()}
     if machine.visible.is_gaussian:
         variance = 1.0 / machine.visible.parameters["precision"]
         rows["log10 1/P"] = variance.log10()
-        pull = weight * variance.sqrt().unsqueeze(-1)
-        moved = weight * variance.unsqueeze(-1)
-    else:
-        pull = moved = weight
-    rows["mean weight"] = weight.mean(-1)
-    centred = h - h.mean(0)
-    covariance = torch.einsum("cki,ckj->kij", centred, centred) / (len(h) - 1)
-    rows["std by hidden"] = (moved @ covariance * moved).sum(-1).clamp(min=0.0).sqrt()
-    left, strength, _ = torch.linalg.svd(pull, full_matrices=False)
+        moved = machine.weight * variance.unsqueeze(-1)
+    rows["mean weight"] = machine.weight.mean(-1)
+    centred = (h - h.mean(0)).movedim(0, -1) / (len(h) - 1) ** 0.5
+    left, strength, _ = torch.linalg.svd(moved @ centred, full_matrices=False)
+    rows["std by hidden"] = (left * strength.unsqueeze(-2)).square().sum(-1).sqrt()
     first = left[..., 0] * strength[..., :1]
-    # The sign of a singular vector is arbitrary too: its largest entry is made positive.
+    # The sign of the direction is arbitrary: its largest entry is made positive.
     sign = first.gather(-1, first.abs().argmax(-1, keepdim=True)).sign()
-    rows["singular vector"] = first * sign
+    rows["main direction"] = first * sign
     return rows
 
 
