@@ -87,6 +87,12 @@ def make(arguments: argparse.Namespace, images: Images) -> nn.NeuralBoltzmannMac
     num_pixels = images.data.num_pixels
     if arguments.preset == "paper":
         options["hidden_bias"] = arguments.hidden_bias
+        if not arguments.bounded_loc:
+            options["visible_options"] = {
+                "bound": "hard",
+                "form": "quadratic",
+                "bounded_loc": False,
+            }
         return nn.paper_nbm(10, num_pixels, arguments.hidden, arguments.visible, **options)
     if arguments.visible == "low-rank-gaussian":
         options["visible_options"] = {"rank": arguments.rank}
@@ -350,6 +356,12 @@ def parse(description: str, data: str, argv: list[str] | None = None) -> argpars
         "--hidden-bias", action="store_true", help="give the paper's model a hidden bias"
     )
     parser.add_argument("--scale-weight", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--bounded-loc",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a tanh for the paper's spins",
+    )
     parser.add_argument("--ais-chains", type=int, default=100)
     parser.add_argument("--ais-temperatures", type=int, default=10_000)
     parser.add_argument(

@@ -88,10 +88,11 @@ class _Linear(ConditionalLayer):
 class _Spins(ConditionalLayer):
     r"""Ising and Bernoulli layers by their natural bias b, or in the quadratic form of the paper,
     :math:`(x - \mu)^\top P (x - \mu) / 2`, which is a bias of :math:`P\mu` or :math:`P(\mu - 1/2)`
-    and an offset of :math:`\mu`."""
+    and an offset of :math:`\mu`; by default :math:`\mu` is a tanh (a sigmoid) of what its network gives."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "form": "natural",
+        "bounded_loc": True,
         "min_precision": 1e-3,
         "max_precision": 1e3,
         "bound": "soft",
@@ -101,6 +102,8 @@ class _Spins(ConditionalLayer):
         super().__init__(size, options)
         if self.options["form"] not in ("natural", "quadratic"):
             raise ValueError(f"form must be 'natural' or 'quadratic', got {self.options['form']!r}")
+        if not isinstance(self.options["bounded_loc"], bool):
+            raise ValueError(f"bounded_loc must be a bool, got {self.options['bounded_loc']!r}")
         check_bounds(self.options)
 
     @property
@@ -113,17 +116,21 @@ class _Spins(ConditionalLayer):
         return dict.fromkeys(names, self.size)
 
     def offset(self, values: Mapping[str, Tensor], centre: Tensor | None) -> Tensor | None:
-        return self._loc(values["loc"]) if self.quadratic else centre
+        return self._bounded(values["loc"]) if self.quadratic else centre
 
     @property
     def has_own_offset(self) -> bool:
         return self.quadratic
 
+    def _bounded(self, value: Tensor) -> Tensor:
+        return self._loc(value) if self.options["bounded_loc"] else value
+
+    @abstractmethod
     def _loc(self, value: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What a network gives, within the range of means."""
 
     def _quadratic_bias(self, values: Mapping[str, Tensor], centre: float) -> Tensor:
-        loc = self._loc(values["loc"])
+        loc = self._bounded(values["loc"])
         return precision(values["log_precision"], self.options) * (loc - centre)
 
 

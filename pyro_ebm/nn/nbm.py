@@ -62,7 +62,8 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
     :param str hidden: family of the hidden layer: "ising", "bernoulli" or "categorical".
     :param visible_options: options of the visible family: ``min_precision``, ``max_precision`` and ``bound``
         ("soft" or "hard") of precisions; ``form`` ("natural" or "quadratic") of "ising" and
-        "bernoulli"; ``num_states`` of "categorical"; ``total_count`` of "multinomial"; ``rank`` of
+        "bernoulli", ``bounded_loc`` (whether the mean of that form is bounded by a tanh or sigmoid);
+        ``num_states`` of "categorical"; ``total_count`` of "multinomial"; ``rank`` of
         "low-rank-gaussian"; ``blocks`` of "mixed", a list of ``{"family", "size", "options"}``.
     :param hidden_options: options of the hidden family: ``num_states`` of "categorical".
     :param hidden_sizes: sizes of the hidden layers of the networks of vectors.

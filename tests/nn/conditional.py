@@ -21,6 +21,7 @@ VISIBLE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "bernoulli": ("bernoulli", 3, {}),
     "ising-quadratic": ("ising", 3, {"form": "quadratic"}),
     "bernoulli-quadratic": ("bernoulli", 3, {"form": "quadratic"}),
+    "ising-unbounded": ("ising", 3, {"form": "quadratic", "bounded_loc": False}),
     "categorical": ("categorical", 6, {"num_states": 3}),
     "multinomial": ("multinomial", 3, {"total_count": 2}),
     "mixed": (
@@ -119,6 +120,8 @@ def _layer(
     if options.get("form") == "quadratic":
         mu = np.tanh(raw["loc"]) if family == "ising" else 1 / (1 + np.exp(-raw["loc"]))
         half = 0.0 if family == "ising" else 0.5
+        if not options.get("bounded_loc", True):
+            mu = raw["loc"]
         return Layer(family, {"bias": _precision(raw) * (mu - half)}), mu
     if "loc" in raw:
         parameters = {"loc": raw["loc"], "precision": _precision(raw)}

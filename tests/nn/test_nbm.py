@@ -383,6 +383,7 @@ def build(num_context=3, num_visible=4, num_hidden=2, visible="gaussian", **opti
         ({"visible_options": {"max_precision": math.inf}}, "0 < min_precision < max_precision"),
         ({"visible_options": {"bound": "none"}}, "bound must be 'soft' or 'hard', got 'none'"),
         ({"visible": "ising", "visible_options": {"form": "cubic"}}, "form must be 'natural' or"),
+        ({"visible": "ising", "visible_options": {"bounded_loc": 1}}, "bounded_loc must be a bool"),
         ({"visible": "categorical"}, "num_states must be a whole number >= 1, got None"),
         (
             {"visible": "categorical", "visible_options": {"num_states": 3}},
