@@ -327,7 +327,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     report = {"options": vars(arguments), "training_seconds": seconds}
     report |= evaluate(arguments, model, images)
-    report["samples"] = judge_samples(arguments, model, images)
+    if arguments.samples:
+        report["samples"] = judge_samples(arguments, model, images)
     report["evaluation_seconds"] = time.perf_counter() - started
     draw_pictures(arguments, model, images)
     path = Path(arguments.output) / "report.json"
@@ -369,7 +370,7 @@ def parse(description: str, data: str, argv: list[str] | None = None) -> argpars
         choices=("tempering", "forward"),
         help="where reverse AIS starts: tempering is dear without a Gaussian layer",
     )
-    parser.add_argument("--samples", type=int, default=500, help="samples a class to judge")
+    parser.add_argument("--samples", type=int, default=500, help="samples a class to judge, or 0")
     parser.add_argument("--sample-steps", type=int, help="sweeps before a sample")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="a folder for the model, the report and the pictures")

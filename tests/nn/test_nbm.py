@@ -217,7 +217,7 @@ def test_offsets_are_never_trained(visible):
     nbm = make_nbm(visible)
     names = {name.split(".")[0] for name, _ in nbm.named_parameters()}
     assert names == set(nbm.network_names)
-    own = visible in ("gaussian", "low-rank", "ising-quadratic", "bernoulli-quadratic")
+    own = visible in ("gaussian", "low-rank") or VISIBLE[visible][2].get("form") == "quadratic"
     assert (nbm.offset is None) == own
     groups = nbm.parameter_groups()
     grouped = [p for group in groups.values() for p in group]
