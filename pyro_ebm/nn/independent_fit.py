@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from pyro_ebm.distributions.units import Unit
-from pyro_ebm.ops.grouping import RowGroups
+from pyro_ebm.ops.grouping import RowGroups, row_buckets
 
 __all__ = ["fit_independent"]
 
@@ -59,13 +59,27 @@ def fit_independent(
                 group["lr"] = learning_rate * (1.0 - step / num_steps)
             if len(data) > batch_size:
                 rows = torch.randint(len(data), size, generator=generator, device=data.device)
-            groups = RowGroups(index[rows.cpu()])
-            y = groups.pack(data[rows].to(device=device, dtype=dtype))
-            unit = make_unit(contexts[groups.present.to(device)])
-            share = groups.counts.to(y) / len(rows)
-            energy = (unit.energy(y) * groups.mask().to(y)).sum() / len(rows)
-            loss = energy + (share * unit.log_partition()).sum()
+            y = data[rows].to(device=device, dtype=dtype)
+            loss = _mean_loss(make_unit, y, contexts, index[rows.cpu()])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     optimizer.zero_grad()
+
+
+def _mean_loss(
+    make_unit: Callable[[Tensor], Unit], y: Tensor, contexts: Tensor, index: Tensor
+) -> Tensor:
+    """Mean of ``-log p(y | x)``.
+
+    :param Tensor contexts: the distinct ones, shape ``(contexts, n)``.
+    :param Tensor index: that of every row, on the CPU.
+    """
+    parts = []
+    for bucket in row_buckets(index):
+        groups = RowGroups(index[bucket]).to(y.device)
+        rows = groups.pack(y[bucket.to(y.device)])
+        unit = make_unit(contexts[groups.present])
+        energy = (unit.energy(rows) * groups.mask().to(y)).sum()
+        parts.append(energy + (groups.counts.to(y) * unit.log_partition()).sum())
+    return torch.stack(parts).sum() / len(y)

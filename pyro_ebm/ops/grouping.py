@@ -3,10 +3,28 @@
 
 """Rows gathered by the group that they belong to, padded to a rectangle."""
 
+import copy
+
 import torch
 from torch import Tensor
 
-__all__ = ["RowGroups"]
+__all__ = ["RowGroups", "row_buckets"]
+
+
+def row_buckets(index: Tensor) -> list[Tensor]:
+    """Rows in buckets of groups of similar size, so that padding at most doubles the work.
+
+    One bucket of all rows where their rectangle is not much larger than they are.
+
+    :param Tensor index: group of every row, whole numbers >= 0, shape ``(rows,)``, on the CPU.
+    :returns: the numbers of the rows of each bucket; all rows of a group are in one.
+    """
+    counts = torch.bincount(index)
+    present = int((counts > 0).sum())
+    if int(counts.max()) * present <= 2 * len(index):
+        return [torch.arange(len(index))]
+    level = counts[index].double().log2().floor()
+    return [torch.nonzero(level == k).squeeze(-1) for k in level.unique()]
 
 
 class RowGroups:
@@ -14,7 +32,8 @@ class RowGroups:
 
     Rows of one context share the parameters of one machine; gathered, they cost one matrix product
     a context instead of a matrix-vector product a row. Everything is planned on the device of
-    ``index``: with an index on the CPU and rows on another device nothing waits for that device.
+    ``index``: with an index on the CPU and rows on another device, :meth:`to` sends the plan there and
+    nothing waits for that device.
 
     :param Tensor index: group of every row, whole numbers >= 0, shape ``(rows,)``, at least one row.
     :param int num_groups: keep a place for all groups ``0 .. num_groups - 1``, also for those without
@@ -54,6 +73,13 @@ class RowGroups:
         #: Place of every row in the flattened rectangle.
         self.slot = torch.empty_like(order)
         self.slot[order] = rank * len(self.present) + self.position[order]
+
+    def to(self, device: torch.device) -> "RowGroups":
+        """The same plan on another device; the host does not wait for the transfer."""
+        new = copy.copy(self)
+        for name in ("present", "position", "counts", "slot"):
+            setattr(new, name, getattr(self, name).to(device, non_blocking=True))
+        return new
 
     @property
     def num_groups(self) -> int:

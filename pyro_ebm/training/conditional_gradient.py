@@ -8,9 +8,11 @@ from torch import Generator, Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.distributions import RBM, ClampedSweep, GibbsSweep
-from pyro_ebm.infer import ParallelTempering, exact_log_partition
+from pyro_ebm.infer import ParallelTempering
+from pyro_ebm.infer.conditional.nll import exact_by_reduction
 from pyro_ebm.infer.contrastive.negative import move_chains
-from pyro_ebm.ops.grouping import RowGroups
+from pyro_ebm.infer.log_partition.exact import MAX_STATES
+from pyro_ebm.ops.grouping import RowGroups, row_buckets
 from pyro_ebm.training.config import TrainerConfig
 
 __all__ = ["ConditionalGradient"]
@@ -59,6 +61,8 @@ class ConditionalGradient:
         self._observed: Tensor | None = None
         self._contexts: Tensor | None = None
         self._index: Tensor | None = None
+        # Whether no context waits for the first of its rows to start its chains.
+        self._all_started = False
         self._parameters = [p for p in module.parameters() if p.requires_grad]
 
     def start(self, context: Tensor) -> None:
@@ -124,23 +128,42 @@ class ConditionalGradient:
         :param Tensor rows: numbers of these rows in the data, on the CPU.
         """
         assert self._contexts is not None and self._index is not None
-        fixed = len(self._contexts) <= MAX_FIXED_CONTEXTS
-        groups = RowGroups(self._index[rows], len(self._contexts) if fixed else None)
-        present = groups.present.to(batch.device)
+        index = self._index[rows]
+        # A batch in which one context dominates is done in parts. Tempering takes all contexts at once.
+        tempering = self.config.negative_phase == "tempering"
+        buckets = [torch.arange(len(rows))] if tempering else row_buckets(index)
         with torch.enable_grad():
-            dist = self.module.condition(
-                self._contexts if fixed else self._contexts[present], validate_args=False
-            )
-            y, mask = groups.pack(batch), groups.mask().to(batch)
-            if self.completed is not None and self._observed is not None:
-                y = self._complete(dist, y, rows, groups)
-            share = groups.counts.to(batch) / len(rows)
-            loss = (dist.free_energy(y) * mask).sum() / len(rows)
-            where = None if fixed else present
-            loss = loss + self._log_partition(dist, y, mask, share, where, len(rows))
+            if len(buckets) == 1:
+                fixed = len(self._contexts) <= MAX_FIXED_CONTEXTS
+                groups = RowGroups(index, len(self._contexts) if fixed else None)
+                loss = self._loss(batch, rows, groups, len(rows))
+            else:
+                parts = []
+                for bucket in buckets:
+                    part = batch[bucket.to(batch.device, non_blocking=True)]
+                    groups = RowGroups(index[bucket])
+                    parts.append(self._loss(part, rows[bucket], groups, len(rows)))
+                loss = torch.stack(parts).sum()
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
+
+    def _loss(self, batch: Tensor, rows: Tensor, groups: RowGroups, num_rows: int) -> Tensor:
+        """A scalar with the gradient of what these rows add to the mean over ``num_rows``."""
+        assert self._contexts is not None
+        groups = groups.to(batch.device)
+        every = groups.num_groups == len(self._contexts)
+        present = None if every else groups.present
+        contexts = self._contexts if present is None else self._contexts[present]
+        dist = self.module.condition(contexts, validate_args=False)
+        y, mask = groups.pack(batch), groups.mask().to(batch)
+        if self.completed is not None and self._observed is not None:
+            y = self._complete(dist, y, rows, groups)
+        loss = (dist.free_energy(y) * mask).sum()
+        loss = loss + self._log_partition(
+            dist, y, mask, groups.counts.to(batch), present, len(rows)
+        )
+        return loss / num_rows
 
     def after_step(self) -> None:
         """Nothing moves after an update."""
@@ -149,7 +172,7 @@ class ConditionalGradient:
     def _complete(self, dist: RBM, y: Tensor, rows: Tensor, groups: RowGroups) -> Tensor:
         """Rows of a batch with new draws of what is missing."""
         assert self.completed is not None and self._observed is not None
-        rows = rows.to(y.device)
+        rows = rows.to(y.device, non_blocking=True)
         # Places without a row count as observed: nothing need be drawn there.
         observed = ~groups.pack(~self._observed[rows])
         sweep = ClampedSweep(dist.detach(), y, observed, self.generator)
@@ -164,28 +187,29 @@ class ConditionalGradient:
         dist: RBM,
         y: Tensor,
         mask: Tensor,
-        share: Tensor,
+        counts: Tensor,
         present: Tensor | None,
         num_rows: int,
     ) -> Tensor:
-        """A scalar with the gradient of the mean log Z of the batch."""
+        """A scalar with the gradient of the sum of log Z over rows."""
         if self.config.negative_phase == "exact":
-            exact: Tensor = (exact_log_partition(dist) * share).sum()
+            exact: Tensor = (exact_by_reduction(dist, MAX_STATES) * counts).sum()
             return exact
         side = dist.transpose() if self.in_hidden else dist
         frozen = side.detach()
         if self.config.persistent:
             negatives = self._persistent(frozen, y, mask, present)
-            return -(side.free_energy(negatives).mean(0) * share).sum()
+            return -(side.free_energy(negatives).mean(0) * counts).sum()
+        prior = self.config.chain_start == "prior"
         count = self.config.num_chains
-        if count is None and self.config.chain_start == "prior":
-            # Chains that start at no row need not be as many as the context with most rows has.
-            count = -(-num_rows // len(share))
+        if count is None and prior:
+            # Chains that start at no row need not be as many as the context with most rows has: their
+            # number is that of the mean, rounded up.
+            count = -(-num_rows // len(counts))
         start = self._start(frozen, y, mask, count)
-        weight = mask / num_rows if count is None else share / count
+        weight = mask if count is None else counts / count
         # The start at the hidden layer without its couplings is the first half of a sweep.
-        num_steps = self.config.num_steps - (self.config.chain_start == "prior")
-        negatives = GibbsSweep(frozen, self.generator).run(start, num_steps)
+        negatives = GibbsSweep(frozen, self.generator).run(start, self.config.num_steps - prior)
         return -(side.free_energy(negatives) * weight).sum()
 
     @torch.no_grad()
@@ -195,6 +219,10 @@ class ConditionalGradient:
         if present is None:
             if self.chains is None:
                 self.chains = self._start(side, y, mask, count)
+            elif not self._all_started:
+                fresh = self._start(side, y, mask, count)
+                self.chains = torch.where(self.chains.isnan(), fresh, self.chains)
+            self._all_started = True
             self.chains = self._move(side, self.chains)
             return self.chains
         if self.chains is None:
@@ -236,7 +264,9 @@ class ConditionalGradient:
         machine = side.transpose() if self.in_hidden else side
         if self.config.chain_start == "data":
             rows = y if count is None else self._some_rows(y, mask, count)
-            return GibbsSweep(machine, self.generator).sample_hidden(rows) if self.in_hidden else rows
+            return (
+                GibbsSweep(machine, self.generator).sample_hidden(rows) if self.in_hidden else rows
+            )
         shape = (len(y) if count is None else count, y.shape[1], machine.hidden.size)
         theta = machine.hidden.natural_bias.expand(shape)
         h = machine.hidden.natural_sample(theta, self.generator)

@@ -6,7 +6,7 @@
 import pytest
 import torch
 
-from pyro_ebm.ops.grouping import RowGroups
+from pyro_ebm.ops.grouping import RowGroups, row_buckets
 
 INDICES = {
     "one": [0],
@@ -104,3 +104,26 @@ def test_many_rows():
 def test_refusals(index, num_groups, message):
     with pytest.raises(ValueError, match=message):
         RowGroups(index, num_groups)
+
+
+def test_buckets_hold_groups_of_similar_size():
+    index = torch.tensor([0] * 40 + [1] * 3 + [2] * 2 + [3, 4, 5])
+    buckets = row_buckets(index)
+    assert sorted(torch.cat(buckets).tolist()) == list(range(len(index)))
+    groups = [set(index[rows].tolist()) for rows in buckets]
+    assert groups == [{3, 4, 5}, {1, 2}, {0}]
+    for rows in buckets:
+        plan = RowGroups(index[rows])
+        assert plan.depth * plan.num_groups <= 2 * len(rows)
+
+
+def test_even_groups_are_one_bucket():
+    (rows,) = row_buckets(torch.tensor([2, 0, 2, 0, 5]))
+    assert rows.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_plan_goes_to_a_device():
+    plan = RowGroups(torch.tensor([1, 0, 1]))
+    moved = plan.to(torch.device("cpu"))
+    rows = torch.arange(3.0)
+    assert torch.equal(moved.pack(rows), plan.pack(rows)) and moved.depth == 2

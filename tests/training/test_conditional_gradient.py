@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_ebm import nn
 from pyro_ebm.distributions import GibbsSweep
 from pyro_ebm.infer import exact_log_partition
+from pyro_ebm.ops.grouping import row_buckets
 from pyro_ebm.training import TrainerConfig
 from pyro_ebm.training.conditional_gradient import MAX_FIXED_CONTEXTS, ConditionalGradient
 from tests import brute_force
@@ -500,3 +501,41 @@ def test_restored_chains_must_fit_the_contexts_and_the_side():
         ValueError, match=r"the chains are states of 6 entries, .* hidden layer has 3"
     ):
         other.start(x)
+
+
+# --- contexts of very different frequency -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"persistent": True, "num_chains": 6}], ids=["cd", "pcd"])
+def test_a_context_that_dominates_is_done_apart(options):
+    """Parts of a batch by size of context: the same gradient, without a rectangle of mostly zeros."""
+    nbm = make_nbm("gaussian", "ising")
+    contexts = some_contexts(6)
+    index = torch.tensor([0] * 50 + [1, 1, 2, 3, 4, 5])
+    x = contexts[index]
+    with torch.no_grad():
+        y = nbm.condition(x.flip(0)).sample()
+    assert [len(rows) for rows in row_buckets(index)] == [4, 2, 50]
+    exact = make_gradient(nbm, x, negative_phase="exact")
+    assert_close(run(exact, nbm, y), exact_gradient(nbm, y, x))
+    gradient = make_gradient(nbm, x, **options)
+    for _ in range(3):
+        run(gradient, nbm, y)
+    if options:
+        assert gradient.chains.shape == (6, 6, 3) and bool(gradient.chains.isfinite().all())
+
+
+def test_contexts_that_a_batch_left_out_start_later():
+    """The first batch is done in parts and lacks a context; then one that takes all contexts at once."""
+    nbm = make_nbm("ising")
+    x = some_contexts(4)[torch.tensor([0] * 50 + [1, 2] + [3] * 30)]
+    with torch.no_grad():
+        y = nbm.condition(x).sample()
+    gradient = make_gradient(nbm, x, persistent=True, num_chains=5)
+    first, second = torch.arange(52), torch.tensor([0, 50, 51, 60, 61])
+    run(gradient, nbm, y[first], first)
+    # By the sorted contexts, exactly one has no chains yet.
+    waiting = gradient.chains.isnan().all(0).all(-1)
+    assert int(waiting.sum()) == 1
+    run(gradient, nbm, y[second], second)
+    assert bool(gradient.chains.isfinite().all())
