@@ -43,11 +43,16 @@ class BatchedSweep:
         self._batch = torch.broadcast_shapes(weight.shape[:-2], *shapes)
 
     @torch.no_grad()
-    def run(self, v: Tensor, num_steps: int) -> Tensor:
+    def run(
+        self, v: Tensor, num_steps: int, clamped: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Visible states after sweeps (hidden given visible, then visible).
 
         :param Tensor v: visible states, shape ``(..., V)``.
         :param int num_steps: sweeps.
+        :param clamped: what every draw of the visible layer is multiplied with (0 at observed entries, 1 at
+            missing ones) and what is added then (the observed values, 0 at missing entries), each of a
+            shape that broadcasts to that of the states; None for free ones.
         """
         batch = self._weight.shape[:-2]
         layout = RowLayout(torch.broadcast_shapes(v.shape[:-1], self._batch), batch)
@@ -58,9 +63,12 @@ class BatchedSweep:
         if num_steps >= _COPY_STEPS and layout.num_chain >= _COPY_CHAINS:
             weight_t = weight_t.contiguous()
         rows = layout.pack(v)
+        fixed = None if clamped is None else [layout.pack(x) for x in clamped]
         for _ in range(num_steps):
             h = self._draw(hidden, torch.baddbmm(c, rows, weight))
             rows = self._draw(visible, torch.baddbmm(b, h, weight_t))
+            if fixed is not None:
+                rows = torch.addcmul(fixed[1], fixed[0], rows)
         return layout.unpack(rows)
 
     def _draw(self, unit: Unit, theta: Tensor) -> Tensor:

@@ -3,9 +3,12 @@
 
 """Block Gibbs sweeps of the missing entries of rows that do not agree on what is missing."""
 
+import math
+
 import torch
 from torch import Generator, Size, Tensor
 
+from pyro_ebm.distributions.batched_sweep import BatchedSweep
 from pyro_ebm.distributions.gibbs_sweep import GibbsSweep
 from pyro_ebm.distributions.observed_rows import ObservedRows
 from pyro_ebm.distributions.rbm import RBM
@@ -20,11 +23,12 @@ class ClampedSweep:
     A step draws the hidden layer given all visible entries, all visible entries given that, and puts
     the observed ones back. No weight is repeated, whatever the masks are. Where the clamped machine
     (:meth:`RBM.clamp_rows`) needs no larger weight than the machine itself, because one mask serves all
-    rows or every row has a weight of its own, runs of a machine with a Gaussian layer go through it, so that
-    they integrate that layer out where this is cheaper; the law is the same.
+    rows or every row has a weight of its own, runs of a machine with a Gaussian layer go through it where
+    integrating that layer out is cheaper; the law is the same. It is made when it is first needed.
 
     States have shape ``(chains..., rows..., V)`` with any leading chain axes; they are complete rows,
-    with the observed values in their places. Parameters are read when the object is made.
+    with the observed values in their places. Parameters are read when the object is made or later; make a
+    new one after they have changed.
 
     :param RBM dist: the machine, with any batch shape.
     :param Tensor value: shape ``(..., V)``, whose batch shape broadcasts with the machine's; read only
@@ -66,9 +70,12 @@ class ClampedSweep:
         self._observed, self._value = rows.observed, rows.value.detach()
         self._missing = (~rows.observed).to(self._value.dtype)
         self._sweep = GibbsSweep(dist, generator)
+        self._parts = dist.detach(), rows
+        #: Whether a run may go through the clamped machine, and its sweeps once one does.
+        self._may_collapse = self._sweep._rule.possible and _is_small(
+            rows.observed.shape, dist.weight.shape
+        )
         self._clamped: GibbsSweep | None = None
-        if self._sweep._rule.possible and _is_small(rows.observed.shape, dist.weight.shape):
-            self._clamped = GibbsSweep(clamp_rows(dist, rows), generator)
 
     def initial(self, chain_shape: Size | tuple[int, ...] = ()) -> Tensor:
         """Rows whose missing entries are drawn from the visible layer alone, without the weights.
@@ -113,11 +120,30 @@ class ClampedSweep:
         :param int num_steps: sweeps.
         """
         v = self.complete(v)
-        if self._clamped is not None and num_steps > 1:
-            return self.complete(self._clamped.run(v, num_steps))
+        if num_steps > 1:
+            if self._collapse_pays(math.prod(v.shape[:-1]), num_steps):
+                return self.complete(self._clamped_sweep().run(v, num_steps, collapse=True))
+            if self._sweep._weight.dim() > 2:
+                return self._batched().run(v, num_steps, (self._missing, self._value))
         for _ in range(num_steps):
             v = self.sample_visible(self.sample_hidden(v))
         return v
+
+    def _collapse_pays(self, num_rows: int, num_steps: int) -> bool:
+        # The clamped machine has layers of the same sizes.
+        return self._may_collapse and self._sweep._rule._pays(num_rows * (num_steps - 1))
+
+    @torch.no_grad()
+    def _clamped_sweep(self) -> GibbsSweep:
+        if self._clamped is None:
+            self._clamped = GibbsSweep(clamp_rows(*self._parts), self._sweep.generator)
+        return self._clamped
+
+    def _batched(self) -> BatchedSweep:
+        sweep = self._sweep
+        layers = sweep._visible, sweep._hidden
+        biases = sweep._visible_bias, sweep._hidden_bias
+        return BatchedSweep(layers, biases, sweep._weight, sweep.generator)
 
     def run_from_hidden(self, h: Tensor, num_steps: int) -> Tensor:
         """Complete rows after ``num_steps`` sweeps from hidden states, of which the first has drawn its

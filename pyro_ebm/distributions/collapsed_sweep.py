@@ -57,7 +57,10 @@ class CollapsedSweep:
                 f"{type(rbm.visible).__name__} (for Gaussian hidden units give rbm.transpose())"
             )
         with torch.no_grad():
-            self._build(rbm.visible, rbm.hidden, rbm.canonical(), generator)
+            field = None
+            if rbm._hidden_offset is not None:
+                field = -apply_weight(rbm._hidden_offset, rbm.weight.mT)
+            self._build(rbm.visible, rbm.hidden, rbm.canonical(), generator, field)
 
     @classmethod
     def from_form(
@@ -76,12 +79,18 @@ class CollapsedSweep:
         return new
 
     def _build(
-        self, gaussian: Unit, unit: Unit, form: CanonicalForm, generator: Generator | None
+        self,
+        gaussian: Unit,
+        unit: Unit,
+        form: CanonicalForm,
+        generator: Generator | None,
+        field: Tensor | None = None,
     ) -> None:
         self.generator = generator
         self._unit = unit.map(torch.Tensor.detach)
         weight = form.weight.detach()
-        scaled = gaussian.map(torch.Tensor.detach).covariance_root(weight)
+        gaussian = gaussian.map(torch.Tensor.detach)
+        scaled = gaussian.covariance_root(weight)
         assert scaled is not None
         rank, size = scaled.shape[-2:]
         #: K, shape ``(..., H, H)``.
@@ -90,7 +99,10 @@ class CollapsedSweep:
         self.noise_factor = scaled
         if rank > size:
             self.noise_factor = torch.linalg.qr(scaled, mode="r").R
-        pull = apply_weight(gaussian.natural_mean(form.visible_bias).detach(), weight)
+        # The mean by way of the field of the hidden offset, as Sigma (Sigma^-1 m) cancels.
+        if field is None:
+            field = form.visible_bias - gaussian.natural_bias
+        pull = apply_weight(gaussian.mean(field.detach()), weight)
         self._bias = form.hidden_bias.detach() + pull
         self._batch = torch.broadcast_shapes(
             self.coupling.shape[:-2], self._bias.shape[:-1], unit.batch_shape

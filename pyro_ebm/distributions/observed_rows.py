@@ -24,9 +24,10 @@ class ObservedRows:
     :param Tensor observed: boolean, shape ``(..., V)``; True where an entry is observed. It broadcasts
         with ``value``.
     :param validate: whether to look at the numbers (which waits for the device) and not only at shapes;
-        None for the machine's own setting.
+        None for the machine's own setting. Layers that are one unit are looked at in any case.
     :raises ValueError: if shapes do not fit, the mask is not boolean, a one-hot group or a layer that
-        is one unit is observed in part, or an observed value is NaN or outside of the support.
+        is one unit is observed in part, or an observed value is not finite or outside of the
+        support.
     """
 
     def __init__(
@@ -43,13 +44,18 @@ class ObservedRows:
         #: Shape of the rows with the batch shape of the machine.
         self.batch_shape = _batch_shape(self.value.shape[:-1], dist.batch_shape)
         wanted = dist._validate_args if validate is None else validate
-        if wanted and value.numel() > 0:
-            self._check_values()
+        if value.numel() > 0:
+            if wanted:
+                self._check_values()
+            else:
+                # Such a layer in part has no terms at all: what came out would be no log Z of anything.
+                self.terms.check_whole(observed, only_layers=True)
 
     def _check_values(self) -> None:
         self.terms.check_whole(self.observed)
-        if bool(torch.isnan(self.value).any()):
-            raise ValueError("value is NaN at an observed entry")
+        if not bool(torch.isfinite(self.value).all()):
+            what = "NaN" if bool(torch.isnan(self.value).any()) else "infinite"
+            raise ValueError(f"value is {what} at an observed entry")
         inside = self.terms.check_support(self.value)
         bad = ~inside & self.units
         if bool(bad.any()):

@@ -56,22 +56,25 @@ class UnitTerms:
         """Which units a mask of entries takes, boolean, shape ``(..., n)``; divided ones it does not."""
         return self._concatenate(lambda block, x: _by_unit(block, x).all(-1), mask)
 
-    def check_whole(self, mask: Tensor) -> None:
+    def check_whole(self, mask: Tensor, *, only_layers: bool = False) -> None:
         """Refuse a mask that divides a unit.
 
         :param Tensor mask: boolean, shape ``(..., V)``.
+        :param bool only_layers: look only at layers that are one unit (and wait for the device only
+            where there is one).
         :raises ValueError: if it takes some entries of a unit and leaves others.
         """
         for block, part in zip(self._blocks, mask.split(self._sizes, -1), strict=True):
-            if block.width == 1:
+            if block.width == 1 or (only_layers and not block.whole):
                 continue
             by_unit = _by_unit(block, part)
             if bool((by_unit.all(-1) != by_unit.any(-1)).any()):
                 family = type(block.unit).__name__
                 what = "layer" if block.whole else "one-hot group"
+                hint = " (laws of a part of such a layer are not done)" if block.whole else ""
                 raise ValueError(
                     f"observed must take all {block.width} entries of a {family} {what} or none; "
-                    "some row divides one"
+                    f"some row divides one{hint}"
                 )
 
     def check_support(self, x: Tensor) -> Tensor:

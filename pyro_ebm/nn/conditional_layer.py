@@ -18,6 +18,9 @@ from pyro_ebm.nn.unit_parameters import is_whole
 
 __all__ = ["LAYERS", "ConditionalLayer", "make_layer"]
 
+#: How far means of one-hot groups or counts may sum from their total, relative to it: means of float32.
+_TOTAL_TOLERANCE = 1e-3
+
 
 class ConditionalLayer(ABC):
     """Makes a layer of units from what networks give.
@@ -169,6 +172,10 @@ class _Categorical(_Linear):
                 f"num_states={self.options['num_states']}"
             )
 
+    def in_range(self, rows: Tensor) -> Tensor:
+        groups = rows.unflatten(-1, (-1, self.options["num_states"]))
+        return super().in_range(rows) & _sums_to(groups, 1).all(-1)
+
     def unit(self, values: Mapping[str, Tensor]) -> Unit:
         bias = values["bias"].unflatten(-1, (-1, self.options["num_states"]))
         return units.Categorical(bias, validate_args=False)
@@ -179,7 +186,7 @@ class _Multinomial(_Linear):
     whole: ClassVar[str | None] = "total_count"
 
     def in_range(self, rows: Tensor) -> Tensor:
-        return ((rows >= 0) & (rows <= self.options["total_count"])).all(-1)
+        return (rows >= 0).all(-1) & _sums_to(rows, self.options["total_count"])
 
     def unit(self, values: Mapping[str, Tensor]) -> Unit:
         return units.Multinomial(values["bias"], self.options["total_count"], validate_args=False)
@@ -336,3 +343,8 @@ def check_bounds(options: Mapping[str, Any]) -> None:
 def _is_block(block: Any) -> bool:
     known = {"family", "size", "options"}
     return isinstance(block, Mapping) and {"family", "size"} <= set(block) <= known
+
+
+def _sums_to(rows: Tensor, total: int) -> Tensor:
+    """Whether the last axis sums to a total."""
+    return (rows.sum(-1) - total).abs() <= _TOTAL_TOLERANCE * total

@@ -17,9 +17,11 @@ from pyro_ebm import distributions
 from pyro_ebm.distributions.units import Unit
 from pyro_ebm.nn.conditional_layer import make_layer
 from pyro_ebm.nn.independent_fit import fit_independent
-from pyro_ebm.nn.networks import ReLU, Sequential, freeze, mlp
+from pyro_ebm.nn.nbm_arguments import check_rows, check_sizes, check_weight
+from pyro_ebm.nn.networks import ReLU, Sequential, mlp, random_sites
 from pyro_ebm.nn.param_store import LocalModule, private_parameters
-from pyro_ebm.nn.unit_parameters import check_seed_and_dtype, is_whole
+from pyro_ebm.nn.unit_parameters import check_seed_and_dtype
+from pyro_ebm.nn.visible_networks import FrozenNetworks, VisibleNetworks
 from pyro_ebm.nn.weight_maps import WEIGHT_MAPS
 
 __all__ = ["NeuralBoltzmannMachine"]
@@ -84,7 +86,8 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
     :param int seed: seed of the initial parameters; the global generator if None.
     :param dtype: floating-point type.
     :param device: device.
-    :raises ValueError: for unknown families, options, networks, or impossible sizes.
+    :raises ValueError: for unknown families, options, networks, or impossible sizes; for given networks
+        of a centred visible layer whose weights are random.
 
     >>> import torch
     >>> from pyro_ebm.nn import NeuralBoltzmannMachine
@@ -121,14 +124,14 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
         super().__init__()
         check_seed_and_dtype(seed, dtype)
         sizes = {"num_context": num_context, "num_visible": num_visible, "num_hidden": num_hidden}
-        _check_sizes(sizes, hidden_sizes, trunk_sizes, trunk, num_features)
+        check_sizes(sizes, hidden_sizes, trunk_sizes, trunk, num_features)
         if hidden not in ("ising", "bernoulli", "categorical"):
             raise ValueError(
                 f"hidden must be 'ising', 'bernoulli' or 'categorical', got {hidden!r}"
             )
         self._visible = make_layer(visible, num_visible, visible_options or {})
         self._hidden = make_layer(hidden, num_hidden, hidden_options or {})
-        _check_weight(weight, weight_options or {})
+        check_weight(weight, weight_options or {})
         for name, value in (
             ("hidden_bias", hidden_bias),
             ("scale_weight", scale_weight),
@@ -160,7 +163,10 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
             self._make_networks(networks or {}, trunk, num_features)
         self.offset: nn.Module | None = None
         if centered and not self._visible.has_own_offset:
-            self.offset = freeze(copy.deepcopy(self._visible_networks()))
+            self.offset = FrozenNetworks(self._fixed_networks("centered=True: give centered=False"))
+        # What has a type and a device also when all weights are random; no part of the state.
+        like = next(self.parameters(), torch.empty(0))
+        self.register_buffer("_reference", like.new_empty(0), persistent=False)
         self.to(dtype=dtype, device=device)
 
     def _make_networks(
@@ -203,10 +209,21 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
             "weight": (options["num_visible"], options["num_hidden"]),
         }
 
-    def _visible_networks(self) -> nn.Module:
+    def _visible_networks(self) -> VisibleNetworks:
         """The networks of the visible layer with the trunk, as a module of their own."""
         names = {name: getattr(self, name) for name in self._visible.outputs}
-        return _VisibleNetworks(self.trunk, names)
+        return VisibleNetworks(self.trunk, names)
+
+    def _fixed_networks(self, purpose: str) -> VisibleNetworks:
+        """The networks of the visible layer, refused where their weights are random."""
+        networks = self._visible_networks()
+        sites = random_sites(networks)
+        if sites:
+            raise ValueError(
+                f"networks of the visible layer have random weights {sites} (PyroSample), which "
+                f"have no fixed mean for {purpose}, or make the weights random afterwards"
+            )
+        return networks
 
     # --- the distribution ---------------------------------------------------------------------
 
@@ -233,10 +250,12 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
     def condition(self, context: Tensor, **options: Any) -> distributions.RBM:
         """The distribution of y given contexts.
 
-        :param Tensor context: x, shape ``(..., num_context)``.
+        :param Tensor context: x, shape ``(..., num_context)``, on the device of the model; of any real
+            type, turned into that of the model.
         :param options: keyword arguments of :class:`pyro_ebm.distributions.RBM`.
         :returns: a machine of batch shape ``context.shape[:-1]``.
-        :raises ValueError: for a wrong shape, or NaN or infinity in the context (with validation on).
+        :raises ValueError: for a wrong shape, another device, or NaN or infinity in the context (with
+            validation on).
         """
         # By way of __call__, which opens Pyro's context: weights that are random are drawn once.
         machine: distributions.RBM = self(context, **options)
@@ -282,21 +301,29 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
             raise ValueError(
                 f"context must have shape (..., {self.num_context}), got {tuple(context.shape)}"
             )
-        if not context.is_floating_point():
-            context = context.to(self.dtype)
+        if context.device != self.device:
+            raise ValueError(f"context is on {context.device}, but the model on {self.device}")
+        if context.is_complex():
+            raise ValueError(f"context must hold real numbers, got {context.dtype}")
+        context = context.to(self.dtype)
         if validate is not False and not bool(torch.isfinite(context).all()):
             raise ValueError("context holds NaN or infinite values")
         return context
 
     @property
+    def _like(self) -> Tensor:
+        reference: Tensor = self._reference
+        return next(self.parameters(), reference)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the parameters."""
-        return next(self.parameters()).dtype
+        return self._like.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
-        return next(self.parameters()).device
+        return self._like.device
 
     # --- before and after training --------------------------------------------------------------
 
@@ -316,17 +343,19 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
         by Adam. It is the usual good start.
 
         :param Tensor data: y, or means of y such as grey levels, shape ``(rows, num_visible)``. Of spins
-            they are between -1 and 1.
+            they are between -1 and 1, of one-hot groups they sum to 1, of counts to ``total_count``.
         :param Tensor context: x, shape ``(rows, num_context)``.
         :param int num_steps: updates.
         :param int batch_size: random rows an update; all rows where there are no more.
         :param float learning_rate: rate of Adam, which falls to zero.
         :param int seed: seed of the choice of rows; the global generator if None.
         :returns: the module.
-        :raises ValueError: if shapes are wrong, or values are not finite or no means of states.
+        :raises TypeError: if data or context is no tensor.
+        :raises ValueError: if shapes are wrong, or values are not finite or no means of states, or
+            weights of the visible layer are random.
         """
-        _check_rows("data", data, self.num_visible)
-        _check_rows("context", context, self.num_context)
+        check_rows("data", data, self.num_visible)
+        check_rows("context", context, self.num_context)
         if len(data) != len(context):
             raise ValueError(f"data has {len(data)} rows, but context has {len(context)}")
         valid = self._visible.in_range(data)
@@ -335,8 +364,8 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
                 f"data has {int((~valid).sum())} of {len(data)} rows that are no states, nor means of "
                 f"states, of {self.visible_family!r} units"
             )
-        networks = self._visible_networks()
-        with private_parameters():
+        networks = self._fixed_networks("init_from_data(): do without")
+        with private_parameters(self):
             fit_independent(
                 lambda x: self._visible.unit(networks(x)),
                 [p for p in networks.parameters() if p.requires_grad],
@@ -348,7 +377,7 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
                 seed=seed,
             )
         if self.offset is not None:
-            self.offset = freeze(copy.deepcopy(networks))
+            self.offset = FrozenNetworks(networks)
         return self
 
     def visible_unit(self, context: Tensor) -> Unit:
@@ -357,7 +386,7 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
         :param Tensor context: shape ``(..., num_context)``.
         """
         context = self._check_context(context, None)
-        with private_parameters():
+        with private_parameters(self):
             return self._visible.unit(self._visible_networks()(context))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -377,57 +406,3 @@ class NeuralBoltzmannMachine(  # type: ignore[metaclass]
                 "file; save its state_dict() and make the module again by your own code"
             )
         return copy.deepcopy(self._config)
-
-
-class _VisibleNetworks(nn.Module):
-    """From a context to what the networks of the visible layer give."""
-
-    def __init__(self, trunk: nn.Module | None, networks: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.networks = nn.ModuleDict(networks)
-
-    def forward(self, context: Tensor) -> dict[str, Tensor]:
-        features = context if self.trunk is None else self.trunk(context)
-        return {name: network(features) for name, network in self.networks.items()}
-
-
-def _check_sizes(
-    sizes: Mapping[str, Any],
-    hidden_sizes: Any,
-    trunk_sizes: Any,
-    trunk: Any,
-    num_features: Any,
-) -> None:
-    for name, size in sizes.items():
-        if not is_whole(size):
-            raise ValueError(f"{name} must be a whole number >= 1, got {size!r}")
-    for name, layers in (("hidden_sizes", hidden_sizes), ("trunk_sizes", trunk_sizes)):
-        if not isinstance(layers, Sequence) or not all(map(is_whole, layers)):
-            raise ValueError(f"{name} must be a list of whole numbers >= 1, got {layers!r}")
-    if trunk is None:
-        if num_features is not None:
-            raise ValueError("num_features is an option of a given trunk")
-    elif trunk_sizes:
-        raise ValueError("give trunk or trunk_sizes, not both")
-    elif not is_whole(num_features):
-        raise ValueError(f"trunk needs num_features, a whole number >= 1, got {num_features!r}")
-
-
-def _check_weight(weight: Any, options: Mapping[str, Any]) -> None:
-    if weight not in WEIGHT_MAPS:
-        raise ValueError(f"weight must be one of {sorted(WEIGHT_MAPS)}, got {weight!r}")
-    known = WEIGHT_MAPS[weight][1]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"unknown options {unknown} of weight={weight!r}; known: {sorted(known)}")
-    for name, value in options.items():
-        if not is_whole(value):
-            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-
-
-def _check_rows(name: str, rows: Tensor, size: int) -> None:
-    if rows.dim() != 2 or rows.shape[1] != size or len(rows) == 0:
-        raise ValueError(f"{name} must have shape (rows >= 1, {size}), got {tuple(rows.shape)}")
-    if not bool(torch.isfinite(rows).all()):
-        raise ValueError(f"{name} holds NaN or infinite values")

@@ -27,7 +27,8 @@ def paper_nbm(
     :param int num_visible: entries of the visible layer.
     :param int num_hidden: hidden spins.
     :param str visible: "gaussian" or "ising".
-    :param options: ``seed``, ``dtype``, ``device``, or what to change.
+    :param options: ``seed``, ``dtype``, ``device``, or what to change; of ``visible_options`` those that
+        are not given stay.
     :raises ValueError: for another visible family.
     """
     if visible not in ("gaussian", "ising"):
@@ -35,7 +36,8 @@ def paper_nbm(
     visible_options: dict[str, Any] = {"bound": "hard"}
     if visible == "ising":
         visible_options["form"] = "quadratic"
-    settings = {"visible_options": visible_options, "hidden_bias": False, **options}
+    given = options.pop("visible_options", None) or {}
+    settings = {"visible_options": {**visible_options, **given}, "hidden_bias": False, **options}
     return NeuralBoltzmannMachine(num_context, num_visible, num_hidden, visible, **settings)
 
 
@@ -83,12 +85,11 @@ def FactoredConditionalRBM(
     :param str visible: family of the visible layer.
     :param str hidden: family of the hidden layer.
     :param int num_factors: factors.
-    :param options: arguments of :class:`NeuralBoltzmannMachine`.
+    :param options: arguments of :class:`NeuralBoltzmannMachine`; ``weight_options`` are added to
+        ``num_factors``.
     """
-    settings = {
-        "hidden_sizes": (),
-        "weight": "factored",
-        "weight_options": {"num_factors": num_factors},
-        **options,
-    }
+    settings = {"hidden_sizes": (), "weight": "factored", **options}
+    if settings["weight"] == "factored":
+        given = options.get("weight_options") or {}
+        settings["weight_options"] = {"num_factors": num_factors, **given}
     return NeuralBoltzmannMachine(num_context, num_visible, num_hidden, visible, hidden, **settings)

@@ -124,8 +124,11 @@ class RBM(LocalModule):
 
         :param Tensor data: shape ``(rows, num_visible)``.
         :returns: the module.
+        :raises TypeError: if the data is no tensor.
         :raises ValueError: if the shape is wrong or the data holds NaN.
         """
+        if not isinstance(data, Tensor):
+            raise TypeError(f"data must be a tensor, got {type(data).__name__}")
         num_visible = self.weight.shape[0]
         if data.dim() != 2 or data.shape[1] != num_visible or len(data) == 0:
             raise ValueError(

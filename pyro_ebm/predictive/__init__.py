@@ -8,6 +8,8 @@ Everything here is a function of arrays or of distributions, whatever made them:
 (:class:`GaussianMixture`, which :func:`marginal_mixture` makes of a machine), samples by class
 (:func:`sample_report`), and machines whose chains must mix (:func:`coupling_spectrum`,
 :func:`two_start_rhat`, :func:`statistics_against_chain_length`).
+
+Evaluation is in float64; from devices without it (MPS) move models and data to the CPU first.
 """
 
 from pyro_ebm.predictive.calibration import ClassificationReport, classification_report

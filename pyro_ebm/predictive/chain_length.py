@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Size, Tensor
 
 from pyro_ebm.diagnostics.tables import significant, text_table
 from pyro_ebm.distributions import RBM
@@ -143,10 +143,16 @@ def statistics_against_chain_length(
             error = mean.expand(exact.second_moment.shape) - exact.second_moment.to(mean)
             columns[-1].append(error.square().mean((-2, -1)).sqrt())
     parts = [torch.stack(c) for c in zip(*columns, strict=True)]
-    energy, energy_error, noise = (p.expand(len(lengths), *dist.batch_shape) for p in parts[:3])
+    energy, energy_error, noise = (_expanded(p, dist.batch_shape) for p in parts[:3])
     return ChainLengthStatistics(
         lengths, energy, energy_error, None if exact is None else parts[3], noise, exact, num_chains
     )
+
+
+def _expanded(x: Tensor, batch: Size) -> Tensor:
+    """What was computed without the axes of :meth:`RBM.expand`, with them behind the axis of lengths."""
+    missing = len(batch) - (x.dim() - 1)
+    return x.reshape(len(x), *(1,) * missing, *x.shape[1:]).expand(len(x), *batch)
 
 
 def _exact(dist: RBM, exact: HiddenStatistics | None) -> HiddenStatistics | None:

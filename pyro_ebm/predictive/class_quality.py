@@ -20,12 +20,14 @@ from pyro_ebm.distances import (
 from pyro_ebm.distances.pooled import PooledSamples
 from pyro_ebm.predictive.estimates import Estimate, finite_or_none, proportion_estimate
 
-__all__ = ["ClassQuality", "compare_with_real", "nearest_distances", "random_part"]
+__all__ = ["ClassQuality", "compare_with_real", "copy_share", "nearest_distances", "random_part"]
 
 #: Entries of the table of distances that are computed at once: 32 MiB in float64.
 _CHUNK_ENTRIES = 2**22
 #: Share of the held-out rows that is nearer to training data than what counts as a copy.
 _COPY_QUANTILE = 0.05
+#: Distances that differ by less than this part of the largest one are equal: the difference is rounding.
+_TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,20 @@ class ClassQuality:
     :param float train_distance: mean distance of a sample to the nearest training row.
     :param float train_distance_real: mean distance of a real row to the nearest training row.
     :param Estimate copies: share of the samples that are nearer to a training row than 95 % of the real
-        rows are: 0.05 if the model has not memorised training data, above if it has (or draws only the most
-        typical rows). The standard error takes that distance as known.
+        rows are, the mean of the probabilities that randomised conformal p-values [1] are at most 0.05.
+        Its expectation is 0.05 if samples are distributed as real rows, however many distances are equal
+        (as those of discrete rows are), and it is larger if the model has memorised training data (or
+        draws only the most typical rows). Where a share r > 0.05 of the real rows equals some training
+        row it cannot be more than 0.05 / r, which is reached by samples that all do. The standard error
+        takes the distances of the real rows as known.
     :param AdversarialAccuracy adversarial_train: of the samples against training rows.
     :param AdversarialAccuracy adversarial_real: of the samples against real rows.
     :param int num_samples: number of samples that were compared.
     :param int num_real: number of real rows that they were compared with.
+
+    **References**
+
+    [1] *Algorithmic Learning in a Random World*, Vladimir Vovk, Alexander Gammerman, Glenn Shafer (2005)
     """
 
     accuracy: Estimate | None
@@ -128,7 +138,6 @@ def compare_with_real(
     fewer_real = random_part(real, size, generator)
     to_train = nearest_distances(samples, train)[1]
     real_to_train = nearest_distances(real, train)[1]
-    limit = real_to_train.quantile(_COPY_QUANTILE)
     options: dict[str, Any] = {"num_permutations": num_permutations, "generator": generator}
     return {
         "mmd": maximum_mean_discrepancy(samples, real, **options),
@@ -138,7 +147,7 @@ def compare_with_real(
         "nearest_real": nearest_distances(fewer_real, samples)[0].mean().item(),
         "train_distance": to_train.mean().item(),
         "train_distance_real": real_to_train.mean().item(),
-        "copies": proportion_estimate(int((to_train < limit).sum()), len(samples)),
+        "copies": copy_share(to_train, real_to_train),
         # The same number of rows on both sides; training data has many more.
         "adversarial_train": adversarial_accuracy(
             fewer_samples, random_part(train, size, generator), generator=generator
@@ -167,6 +176,25 @@ def nearest_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         own.append(squared[:, :n].amin(1))
         other.append(squared[:, n:].amin(1))
     return torch.cat(own).double().sqrt(), torch.cat(other).double().sqrt()
+
+
+def copy_share(to_train: Tensor, real_to_train: Tensor) -> Estimate:
+    r"""Share of samples that are nearer to the training data than nearly all real rows are.
+
+    Among m real rows of which a are nearer than a sample and b as near, its randomised p-value is uniform
+    on :math:`[a, a + b + 1] / (m + 1)`. What is averaged is its probability to be at most 0.05, so that
+    the expectation over exchangeable rows is 0.05 exactly, with ties and for any m.
+
+    :param Tensor to_train: distances of the samples, shape ``(n,)``.
+    :param Tensor real_to_train: distances of the real rows, shape ``(m,)``.
+    """
+    step = _TIE * torch.maximum(to_train.max(), real_to_train.max())
+    step = torch.where(step > 0.0, step, 1.0)
+    own, real = (to_train / step).round(), (real_to_train / step).round().sort().values
+    nearer = torch.searchsorted(real, own)
+    equal = torch.searchsorted(real, own, right=True) - nearer
+    probability = (_COPY_QUANTILE * (len(real) + 1) - nearer.double()) / (equal + 1)
+    return proportion_estimate(probability.clamp(0.0, 1.0).sum().item(), len(own))
 
 
 def random_part(rows: Tensor, size: int, generator: Generator | None) -> Tensor:

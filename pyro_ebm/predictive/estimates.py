@@ -53,7 +53,7 @@ def mean_estimate(values: Tensor) -> Estimate:
     return Estimate(value, std_error)
 
 
-def proportion_estimate(successes: int, trials: int) -> Estimate:
+def proportion_estimate(successes: float, trials: int) -> Estimate:
     r"""Share of successes in independent trials.
 
     The standard error is half of the width of Wilson's interval at one standard deviation [1],
@@ -67,7 +67,8 @@ def proportion_estimate(successes: int, trials: int) -> Estimate:
 
     [1] *Probable Inference, the Law of Succession, and Statistical Inference*, Edwin Wilson (1927)
 
-    :param int successes: number of successes.
+    :param float successes: number of successes; where trials are successes in part the standard error
+        is an upper bound.
     :param int trials: number n of trials, at least 1.
     :raises ValueError: if the numbers are impossible.
     """

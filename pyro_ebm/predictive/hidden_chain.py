@@ -16,6 +16,8 @@ __all__ = ["HiddenChain", "HiddenStatistics", "exact_hidden_statistics"]
 
 #: Default limit of :func:`exact_hidden_statistics`: 2^16 states.
 MAX_STATES = 2**16
+#: Entries of the fields that free energies are computed from at once: 32 MiB in float64.
+_CHUNK_ENTRIES = 2**22
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,17 @@ class HiddenChain:
 
     @torch.no_grad()
     def free_energy(self, h: Tensor) -> Tensor:
-        """Free energy of hidden states, the visible layer summed out."""
-        return self.side.free_energy(h)
+        """Free energy of hidden states, the visible layer summed out; some states at a time.
+
+        :param Tensor h: shape ``(..., *batch, H)``.
+        :returns: shape ``(..., *batch)``.
+        """
+        batch, size = self.side.batch_shape, self.side.visible.size
+        rows = h.reshape(-1, *batch, size)
+        # Fields on the summed layer are what is large.
+        width = batch.numel() * max(size, self.side.hidden.size)
+        parts = rows.split(max(1, _CHUNK_ENTRIES // max(1, width)))
+        return torch.cat([self.side.free_energy(part) for part in parts]).reshape(h.shape[:-1])
 
 
 @torch.no_grad()

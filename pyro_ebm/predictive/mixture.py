@@ -124,14 +124,11 @@ class GaussianMixture:
     # --- functions of a value -----------------------------------------------------------------
 
     def log_prob(self, y: Tensor) -> Tensor:
-        """Log-density of every value, shape ``broadcast(y.shape, batch_shape)``."""
+        """Log-density of every value, shape ``broadcast(y.shape, batch_shape)``.
 
-        def function(part: _Part, y: Tensor) -> Tensor:
-            z = (y - part.means) / part.stds
-            log_terms = part.weights.log() - 0.5 * z.square() - part.stds.log()
-            return torch.logsumexp(log_terms, 0) - 0.5 * math.log(2.0 * math.pi)
-
-        return self._map(function, y)
+        A weight of exactly zero has the gradient zero.
+        """
+        return self._map(_log_prob, y)
 
     def cdf(self, y: Tensor) -> Tensor:
         """Distribution function. At an observation it is the probability integral transform (PIT),
@@ -163,27 +160,24 @@ class GaussianMixture:
         Hans Hersbach (2000)
         """
 
-        def function(part: _Part, y: Tensor) -> Tensor:
-            distance = (part.weights * expected_distance(y - part.means, part.stds)).sum(0)
-            return distance - half_spread(*(tensor.squeeze(1) for tensor in part))
-
-        return self._map(function, y)
+        return self._map(_distance, y, less=_half_spread)
 
     @torch.no_grad()
     def quantile(self, p: float | Tensor) -> Tensor:
-        """Inverse of :meth:`cdf`, by bisection that Newton steps accelerate, to the last bits.
+        """Inverse of :meth:`cdf`, by bisection that Newton steps accelerate, in float64 to the last bits
+        and then rounded to the dtype of the means.
 
         :param p: probabilities in [0, 1], of a shape that broadcasts with ``batch_shape``.
         :raises ValueError: if a probability is outside of [0, 1].
         """
-        p = torch.as_tensor(p, dtype=self.means.dtype, device=self.means.device)
+        p = torch.as_tensor(p, dtype=torch.float64, device=self.means.device)
         if not bool(((p >= 0.0) & (p <= 1.0)).all()):
             raise ValueError("p must be in [0, 1], got other values or NaN")
-        return self._map(_quantile, p)
+        return self._map(_quantile, p).to(self.means.dtype)
 
     def interval(self, level: float | Tensor) -> tuple[Tensor, Tensor]:
         """Ends of the central interval that has probability ``level``."""
-        level = torch.as_tensor(level, dtype=self.means.dtype, device=self.means.device)
+        level = torch.as_tensor(level, dtype=torch.float64, device=self.means.device)
         return self.quantile((1.0 - level) / 2.0), self.quantile((1.0 + level) / 2.0)
 
     @torch.no_grad()
@@ -191,9 +185,10 @@ class GaussianMixture:
         """Draws of every mixture by itself (so that units are not drawn jointly), shape
         ``sample_shape + batch_shape``.
 
+        :param sample_shape: shape of the draws of each mixture, or their number.
         :param torch.Generator generator: the source of random numbers; the global one if None.
         """
-        shape = Size(sample_shape)
+        shape = Size((sample_shape,) if isinstance(sample_shape, int) else sample_shape)
         means, stds, weights = (t.squeeze(1).expand(self._flat_shape) for t in self._part())
         index = torch.multinomial(weights.mT, shape.numel(), replacement=True, generator=generator)
         index = index.mT
@@ -212,11 +207,19 @@ class GaussianMixture:
         tensors = (self.means, self.stds, self.weights)
         return _Part(*(t.expand(len(t), *self.batch_shape).reshape(len(t), 1, -1) for t in tensors))
 
-    def _map(self, function: Callable[["_Part", Tensor], Tensor], values: Tensor) -> Tensor:
-        """A function of the mixtures and of values, ``(m, n)`` to ``(m, n)`` with n mixtures, in chunks."""
+    def _map(
+        self,
+        function: Callable[["_Part", Tensor], Tensor],
+        values: Tensor,
+        less: Callable[["_Part"], Tensor] | None = None,
+    ) -> Tensor:
+        """A function of the mixtures and of values, ``(m, n)`` to ``(m, n)`` with n mixtures, in chunks.
+
+        :param less: what is taken away, a function of the mixtures alone, to ``(n,)``.
+        """
         full = self._full_shape(values)
         num_mixtures = self.batch_shape.numel()
-        rows = values.to(self.means.dtype).expand(full).reshape(-1, num_mixtures)
+        rows = values.expand(full).reshape(-1, num_mixtures)
         if rows.numel() == 0:
             return self.means.new_zeros(full)
         width = max(1, _CHUNK_ENTRIES // (self.num_components * len(rows)))
@@ -225,7 +228,8 @@ class GaussianMixture:
         for start in range(0, num_mixtures, width):
             chunk = slice(start, start + width)
             here = _Part(*(tensor[..., chunk] for tensor in part))
-            columns.append(torch.cat([function(here, y) for y in rows[:, chunk].split(height)]))
+            column = torch.cat([function(here, y) for y in rows[:, chunk].split(height)])
+            columns.append(column if less is None else column - less(here))
         return torch.cat(columns, -1).reshape(full)
 
     def _full_shape(self, values: Tensor) -> Size:
@@ -255,11 +259,31 @@ class _Part(NamedTuple):
     weights: Tensor
 
 
+def _log_prob(part: _Part, y: Tensor) -> Tensor:
+    z = (y.to(part.means.dtype) - part.means) / part.stds
+    # The logarithm of zero has no derivative, and 0 * inf would be NaN.
+    positive = part.weights > 0.0
+    log_weights = torch.where(positive, torch.where(positive, part.weights, 1.0).log(), -math.inf)
+    log_terms = log_weights - 0.5 * z.square() - part.stds.log()
+    return torch.logsumexp(log_terms, 0) - 0.5 * math.log(2.0 * math.pi)
+
+
+def _distance(part: _Part, y: Tensor) -> Tensor:
+    mean = y.to(part.means.dtype) - part.means
+    return (part.weights * expected_distance(mean, part.stds)).sum(0)
+
+
+def _half_spread(part: _Part) -> Tensor:
+    return half_spread(*(tensor.squeeze(1) for tensor in part))
+
+
 def _cdf(part: _Part, y: Tensor) -> Tensor:
+    y = y.to(part.means.dtype)
     return (part.weights * torch.special.ndtr((y - part.means) / part.stds)).sum(0)
 
 
 def _quantile(part: _Part, p: Tensor) -> Tensor:
+    part = _Part(*(tensor.double() for tensor in part))
     # At the smallest of the components' own quantiles no component is above p, so that the mixture is
     # not; at the largest none is below.
     own = part.means + part.stds * torch.special.ndtri(p)

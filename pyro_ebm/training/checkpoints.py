@@ -31,7 +31,7 @@ _GENERATOR = "training.generator"
 class Checkpoint:
     """A training run at the end of an epoch.
 
-    :param module: the module.
+    :param module: the module; parameters that are not trained require no gradient.
     :param config: the options of the run.
     :param epoch: epochs done.
     :param history: metrics of the epochs done.
@@ -66,6 +66,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         "training": checkpoint.config.to_dict(),
         "epoch": checkpoint.epoch,
         "history": checkpoint.history,
+        "trained": [n for n, p in checkpoint.module.named_parameters() if p.requires_grad],
     }
     write_tensors(path, tensors, metadata)
 
@@ -88,6 +89,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             index, key = name.split(".", 1)
             optimizer.setdefault(int(index), {})[key] = value
         module.load_state_dict({name: tensors[name] for name in names})
+        _freeze_others(module, metadata.get("trained"))
         config = TrainerConfig.from_dict(metadata["training"])
         epoch, history = int(metadata["epoch"]), list(metadata["history"])
         state = _part(tensors, _STATE)
@@ -104,6 +106,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with a prefix, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _freeze_others(module: nn.RBM | nn.NeuralBoltzmannMachine, trained: Any) -> None:
+    """Let only the named parameters be trained; all of them in files of before there were names."""
+    if trained is None:
+        return
+    parameters = dict(module.named_parameters())
+    unknown = sorted(set(trained) - set(parameters))
+    if unknown:
+        raise ValueError(f"trained parameters {unknown}")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in trained)
 
 
 def _check_chains(

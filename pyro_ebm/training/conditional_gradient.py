@@ -289,3 +289,5 @@ class ConditionalGradient:
         self._contexts = moved.pop("contexts", None)
         self.completed = moved.pop("completed", None)
         self.kernel_state = {name.removeprefix("kernel."): t for name, t in moved.items()}
+        # Drawing a start that is not needed would change the random numbers that follow.
+        self._all_started = self.chains is not None and not bool(self.chains.isnan().any())

@@ -30,8 +30,9 @@ class TrainerConfig:
     :param bool persistent: whether chains go on from update to update (PCD) or start at the data (CD).
     :param int num_chains: chains of the model's side; ``batch_size`` if None. With CD they start at
         randomly chosen rows of the batch. For a conditional model, chains of every context; if None 20
-        where they are persistent, one a row where they start at the data, and as many as a context has
-        rows on average where they start at the "prior".
+        where they are persistent, one a row where they start at the data, and where they start at the
+        "prior" as many as a context of the batch has rows on average, rounded up; the chains of a
+        context have the weight of its rows.
     :param int seed: seed of all random numbers of the run; drawn from the global generator if None.
     :param str optimizer: "sgd", "adam" or "adamw".
     :param float momentum: momentum of "sgd".
@@ -59,7 +60,7 @@ class TrainerConfig:
     :param str checkpoint: file that receives a checkpoint, None for none.
     :param int checkpoint_every: epochs between checkpoints; the last epoch always writes one.
     :param bool progress: whether to show a progress bar.
-    :raises ValueError: for an impossible value, naming the option.
+    :raises ValueError: for an impossible value, or one that has no effect, naming the option.
     """
 
     num_epochs: int = 10
@@ -121,6 +122,16 @@ class TrainerConfig:
         self._check("groups", _are_groups, valid)
         if self.negative_phase == "tempering" and not self.persistent:
             raise ValueError("negative_phase='tempering' needs persistent=True")
+        if self.negative_phase == "exact":
+            for name, value in (
+                ("persistent", False),
+                ("num_chains", None),
+                ("negative_side", "auto"),
+            ):
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"{name} is an option of chains: negative_phase='exact' has none"
+                    )
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is an option of 'sgd', not of {self.optimizer!r}")
 

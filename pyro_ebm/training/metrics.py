@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.distributions import RBM
+from pyro_ebm.infer.conditional.contexts import evaluating
 from pyro_ebm.ops.grouping import RowGroups
 
 __all__ = ["conditional_metrics", "epoch_metrics"]
@@ -49,7 +50,7 @@ def epoch_metrics(
 def conditional_metrics(
     module: nn.NeuralBoltzmannMachine, *data: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
-    """Metrics of one epoch of a conditional model, see :func:`epoch_metrics`.
+    """Metrics of one epoch of a conditional model in evaluation mode, see :func:`epoch_metrics`.
 
     :param module: the model.
     :param data: rows and contexts of the training data, then those of the validation data.
@@ -58,7 +59,8 @@ def conditional_metrics(
     for name, (rows, context) in zip(("train", "validation"), data, strict=False):
         contexts, index = torch.unique(context, dim=0, return_inverse=True)
         groups = RowGroups(index)
-        dist = module.condition(contexts.to(module.device, module.dtype), validate_args=False)
+        with evaluating(module):
+            dist = module.condition(contexts.to(module.device, module.dtype), validate_args=False)
         y = groups.pack(rows)
         free_energy = groups.unpack(dist.free_energy(y))
         metrics[f"free_energy_{name}"] = free_energy.mean().item()

@@ -77,7 +77,7 @@ def _groups(module: Module, config: TrainerConfig) -> list[dict[str, Any]]:
         weight = module.get_parameter("weight")
         others = [p for p in module.parameters() if p is not weight and p.requires_grad]
         return [
-            {"params": [weight], "lr": rate, "weight_decay": decay},
+            {"params": [weight] if weight.requires_grad else [], "lr": rate, "weight_decay": decay},
             {"params": others, "lr": rate, "weight_decay": 0.0},
         ]
     networks = module.parameter_groups()

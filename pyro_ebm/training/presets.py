@@ -14,8 +14,10 @@ def paper_config(visible: str = "gaussian", **changes: Any) -> TrainerConfig:
     r"""How the paper on neural Boltzmann machines trains, with the settings of its published code.
 
     AdamW with decoupled decay of 1.0 for the network of W and 0.5 for those of :math:`\mu` and
-    :math:`\log P`, rate 5e-4 (Gaussian units) or 1e-2 (spins), 50 epochs of batches of 128, one chain a row
-    from :math:`y = \mu(x)` of 32 Gibbs sweeps; Gaussian data get noise of standard deviation 1e-3 (the
+    :math:`\log P`, rate 5e-4 (Gaussian units) or 1e-2 (spins), 50 epochs of batches of 128, chains of 32
+    Gibbs sweeps from :math:`y = \mu(x)`: where the paper has one a row, every context of a batch has
+    :math:`\lceil \text{rows} / \text{contexts} \rceil` of them, weighted by its share of the rows, which
+    has the same expectation. Gaussian data get noise of standard deviation 1e-3 (the
     paper's text says variance), spins are drawn from grey levels at every visit. For
     :func:`pyro_ebm.nn.paper_nbm`. The default chains of Gaussian units are those of hidden states, with the
     same law; ``negative_side="visible"`` gives the paper's noisier gradient.

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
+from pyro_ebm.infer.conditional.contexts import refuse_random_weights
 from pyro_ebm.nn.serialization import describe
 from pyro_ebm.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from pyro_ebm.training.conditional_gradient import ConditionalGradient
@@ -39,7 +40,10 @@ class Trainer:
     interrupted.
 
     :param module: a :class:`pyro_ebm.nn.RBM` or :class:`pyro_ebm.nn.NeuralBoltzmannMachine`.
+        Parameters that require no gradient when the trainer is made stay as they are.
     :param TrainerConfig config: options.
+    :raises TypeError: for another module, or one that cannot be written where there is to be a checkpoint.
+    :raises ValueError: for options that the module cannot have, or random weights (``PyroSample``).
 
     >>> import torch
     >>> from pyro_ebm.nn import RBM
@@ -58,6 +62,7 @@ class Trainer:
                 "module must be a pyro_ebm.nn.RBM or NeuralBoltzmannMachine, got "
                 f"{type(module).__name__}"
             )
+        refuse_random_weights(module)
         check_data_options(module, config)
         if config.checkpoint is not None:
             # Before the first epoch and not after it: not every module can be written.
@@ -90,11 +95,15 @@ class Trainer:
             of device that it was started on.
         :param changes: options to change, such as a larger ``num_epochs``.
         :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: for changes that persistent chains of a conditional model do not survive.
         :raises ~pyro_ebm.nn.ModelFileError: if the file is damaged or no checkpoint.
         """
         state = read_checkpoint(path)
         module = state.module if device is None else state.module.to(device)
-        trainer = cls(module, replace(state.config, **changes))
+        config = replace(state.config, **changes)
+        if isinstance(module, nn.NeuralBoltzmannMachine) and "chains" in state.state:
+            _check_same_chains(state.config, config)
+        trainer = cls(module, config)
         try:
             trainer._restore(state)
         except (IndexError, KeyError, RuntimeError, ValueError) as error:
@@ -149,6 +158,7 @@ class Trainer:
             shape ``(rows, V)``; all if None. What stands at the others is not read: they are drawn given
             the observed ones, by ``num_steps`` sweeps at every visit from where the last visit left them.
         :returns: :attr:`history`.
+        :raises TypeError: if data, contexts or ``observed`` are no tensors.
         :raises ValueError: for a wrong shape, NaN, or values outside of the support.
         :raises TrainingDivergedError: if parameters become NaN or infinite; the last checkpoint
             stays.
@@ -283,6 +293,17 @@ def _make_gradient(
         offset_rate=config.offset_rate,
         generator=generator,
     )
+
+
+def _check_same_chains(old: TrainerConfig, new: TrainerConfig) -> None:
+    """Refuse to go on with chains as what they are not."""
+    for name in ("persistent", "num_chains", "negative_phase", "negative_side", "num_replicas"):
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            raise ValueError(
+                f"{name} must stay {before!r}, which made the persistent chains of the checkpoint, "
+                f"got {after!r}"
+            )
 
 
 def _postfix(record: dict[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.distributions.observed_rows import ObservedRows
+from pyro_ebm.infer.conditional.contexts import evaluating
 from pyro_ebm.ops.random import bernoulli
 from pyro_ebm.training.config import TrainerConfig
 
@@ -45,21 +46,25 @@ class TrainingData:
         """The data of a run.
 
         :param str name: what the rows are called in messages.
+        :raises TypeError: if rows, contexts or what is observed are no tensors.
         :raises ValueError: for a wrong shape, NaN, or values outside of the support.
         """
         num_visible = _num_visible(module)
+        _check_tensor(name, rows)
         if rows.dim() != 2 or rows.shape[1] != num_visible or len(rows) == 0:
             raise ValueError(
                 f"{name} must have shape (rows >= 1, {num_visible}), got {tuple(rows.shape)}"
             )
+        context = _check_context(name, module, rows, context)
+        # Networks may not take contexts that are made up: one of the data, on the module's device.
+        example = None if context is None else context[:1].to(next(module.parameters()).device)
         if observed is not None:
-            rows = _fill(module, config, rows, observed)
-        valid, what = _valid_rows(module, config, rows)
+            rows = _fill(module, config, rows, observed, example)
+        valid, what = _valid_rows(module, config, rows, example)
         if not bool(valid.all()):
             bad = int((~valid).sum())
             raise ValueError(f"{name} has {bad} of {len(rows)} rows outside of {what}")
         parameter = next(module.parameters())
-        context = _check_context(name, module, rows, context)
         if observed is not None:
             observed = observed.to(parameter.device)
         return cls(rows.to(parameter.device), context, observed)
@@ -82,17 +87,32 @@ def draw_states(
     return rows
 
 
-def _fill(module: Module, config: TrainerConfig, rows: Tensor, observed: Tensor) -> Tensor:
-    """Rows with possible values in the places of missing ones."""
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def _fill(
+    module: Module,
+    config: TrainerConfig,
+    rows: Tensor,
+    observed: Tensor,
+    context: Tensor | None,
+) -> Tensor:
+    """Rows with possible values in the places of missing ones.
+
+    :param Tensor context: a context of the data, shape ``(1, num_context)``.
+    """
     if isinstance(module, nn.RBM):
         raise ValueError("observed is an option of conditional models, not of a nn.RBM")
+    _check_tensor("observed", observed)
+    assert context is not None
     if observed.shape != rows.shape:
         raise ValueError(
             f"observed must have shape {tuple(rows.shape)}, got {tuple(observed.shape)}"
         )
-    contexts = torch.zeros(1, module.num_context, dtype=module.dtype, device=module.device)
-    with torch.no_grad():
-        machine = module.condition(contexts)
+    with evaluating(module):
+        machine = module.condition(context)
         # Checks that whole units are observed or missing; rates are no states, and checked later.
         here = rows.to(machine.weight)
         ObservedRows(machine, here, observed.to(here.device), validate=not config.binarize)
@@ -127,7 +147,9 @@ def _num_visible(module: Module) -> int:
     return module.num_visible
 
 
-def _valid_rows(module: Module, config: TrainerConfig, rows: Tensor) -> tuple[Tensor, str]:
+def _valid_rows(
+    module: Module, config: TrainerConfig, rows: Tensor, context: Tensor | None
+) -> tuple[Tensor, str]:
     """Which rows can be states, and in words what they must be."""
     family = _family(module)
     if config.binarize:
@@ -135,8 +157,9 @@ def _valid_rows(module: Module, config: TrainerConfig, rows: Tensor) -> tuple[Te
     if isinstance(module, nn.RBM):
         support = module.visible().support
     else:
-        zero = torch.zeros(module.num_context, dtype=module.dtype, device=module.device)
-        support = module.visible_unit(zero).support
+        assert context is not None
+        with evaluating(module):
+            support = module.visible_unit(context).support
     valid = support.check(rows) & torch.isfinite(rows).all(-1)
     return valid, f"the support of {family!r} units or not finite ({support})"
 
@@ -149,6 +172,8 @@ def _check_context(
         if context is not None:
             raise ValueError(f"{label} is given, but an RBM has no context")
         return None
+    if context is not None:
+        _check_tensor(label, context)
     expected = (len(rows), module.num_context)
     if context is None or context.shape != expected:
         got = None if context is None else tuple(context.shape)

@@ -9,7 +9,7 @@ import torch
 from pyro_ebm.distributions import RBM, units
 from pyro_ebm.distributions.observed_rows import ObservedRows
 from pyro_ebm.distributions.row_clamp import hidden_log_weight
-from pyro_ebm.infer import exact_log_partition
+from pyro_ebm.infer import exact_log_partition, observed_log_likelihood
 from tests import brute_force
 from tests.distributions.families import (
     ALL_PAIRS,
@@ -139,6 +139,18 @@ def test_mixed_layers_block_by_block():
         rbm.clamp_rows(torch.arange(11) == 8, v)
     with pytest.raises(ValueError, match="all 3 entries of a Categorical one-hot group or none"):
         rbm.clamp_rows(torch.arange(11) == 3, v)
+
+
+def test_a_layer_that_is_one_unit_is_never_taken_in_part():
+    layer = mixed_rbm().visible
+    rbm = RBM(layer, units.Ising(torch.zeros(3).double()), torch.zeros(11, 3).double())
+    rbm._validate_args = False
+    with pytest.raises(ValueError, match="all 2 entries of a LowRankGaussian layer or none"):
+        rbm.clamp_rows(torch.arange(11) == 8, torch.zeros(11))
+    with pytest.raises(ValueError, match="not done"):
+        observed_log_likelihood(rbm, torch.zeros(11), torch.arange(11) == 8)
+    # What is only wrong is not looked at.
+    rbm.clamp_rows(torch.arange(11) == 0, torch.full((11,), torch.nan))
 
 
 @pytest.mark.parametrize("pair", ALL_PAIRS[::4], ids="-".join)

@@ -82,6 +82,8 @@ def test_a_setting_of_the_parameters_a_row(pair: tuple[str, str]) -> None:
     sweep = ClampedSweep(rbm, value, observed, Generator().manual_seed(1))
     assert sweep.batch_shape == (2, 2, 3)
     v = sweep.run(sweep.initial((NUM_CHAINS // 2,)), 20)
+    kept = torch.where(observed, value, 0.0).expand_as(v)
+    assert torch.equal(torch.where(observed, v, 0.0), kept)
     for index in batch_indices(rbm.batch_shape):
         assert worst(v, rbm, value, observed, index) < Z_LIMIT
 
@@ -95,19 +97,21 @@ def test_one_mask_integrates_a_gaussian_layer_out() -> None:
     mask = torch.arange(8) < 3
     value = torch.where(mask, uniform((4, 8), -2, 2), torch.nan)
     sweep = ClampedSweep(rbm, value, mask, Generator().manual_seed(2))
-    assert sweep._clamped is not None
+    # Nothing is made for single steps.
+    assert sweep.run(sweep.initial(), 1).shape == (4, 8) and sweep._clamped is None
     v = sweep.run(sweep.initial((NUM_CHAINS,)), 25)
+    assert sweep._clamped is not None
     assert sweep._clamped._rule._sweep is not None  # it was the collapsed chain
     exact = impute(rbm, value, mask).mean
     error = v.std(0) / math.sqrt(NUM_CHAINS)
     assert ((v.mean(0) - exact).abs() <= Z_LIMIT * error + 1e-9).all()
     # Masks that differ would need a weight each; rows with weights of their own have one.
-    assert ClampedSweep(rbm, value, ~value.isnan())._clamped is None
+    assert not ClampedSweep(rbm, value, ~value.isnan())._may_collapse
     rows = RBM(rbm.visible, rbm.hidden, rbm.weight.expand(4, 8, 2))
-    assert ClampedSweep(rows, value, ~value.isnan())._clamped is not None
+    assert ClampedSweep(rows, value, ~value.isnan())._may_collapse
     # There is nothing to integrate out of a machine without a Gaussian layer.
     bits = random_rbm(("bernoulli", "ising"))
-    assert ClampedSweep(bits, torch.zeros(3), torch.arange(3) < 1)._clamped is None
+    assert not ClampedSweep(bits, torch.zeros(3), torch.arange(3) < 1)._may_collapse
 
 
 def test_other_starts() -> None:

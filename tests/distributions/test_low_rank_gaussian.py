@@ -11,7 +11,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
-from pyro_ebm.distributions import RBM, CollapsedSweep, GibbsSweep, units
+from pyro_ebm.distributions import RBM, CollapsedSweep, GibbsSweep, reduced_machine, units
 from pyro_ebm.infer import (
     MALA,
     BlockGibbs,
@@ -119,6 +119,96 @@ def test_parameters_that_are_shared_or_of_another_batch():
     for method in ("energy", "log_partition", "mean", "natural_log_partition"):
         close(getattr(scalar, method)(x), getattr(full, method)(x))
     close(scalar.log_partition(), full.log_partition())
+
+
+def test_a_mean_that_all_entries_share():
+    factor, precision = uniform((4, 2), -1, 1), uniform((4,), 0.5, 2.0)
+    full = units.LowRankGaussian(torch.full((4,), 0.3, dtype=torch.float64), precision, factor)
+    x = uniform((5, 4), -1, 1)
+    number = torch.tensor(0.3, dtype=torch.float64)
+    for loc in (0.3, number, number.unsqueeze(0)):
+        unit = units.LowRankGaussian(loc, precision, factor)
+        assert unit.loc.shape == (4,) and unit.dtype == torch.float64
+        close(unit.natural_bias, full.natural_bias)
+        close(unit.energy_constant, full.energy_constant)
+        for method in ("energy", "log_partition", "mean"):
+            close(getattr(unit, method)(x), getattr(full, method)(x))
+    batch = units.LowRankGaussian(uniform((3, 1), -1, 1), precision, factor)
+    assert batch.natural_bias.shape == (3, 4) and batch.mean().shape == (3, 4)
+
+
+class TestFloat32:
+    """Images with a large precision: terms of the energy are thousands of times what they leave."""
+
+    @pytest.fixture(params=[1e3, 1e6], ids="P={:.0e}".format)
+    def unit(self, request):
+        generator = torch.Generator().manual_seed(0)
+        loc = torch.rand(784, generator=generator)
+        factor = 0.5 * torch.randn(784, 4, generator=generator)
+        return units.LowRankGaussian(loc, torch.full((784,), request.param), factor)
+
+    @staticmethod
+    def near(got: Tensor, exact: Tensor, limit: float) -> None:
+        assert got.dtype == torch.float32
+        assert float((got.double() - exact).abs().max()) < limit
+
+    def test_energies_and_means(self, unit):
+        exact, precision = unit.map(torch.Tensor.double), float(unit.precision[0])
+        generator = torch.Generator().manual_seed(1)
+        x = exact.sample(torch.zeros(20, 784).double(), generator).float()
+        # Rounding x itself moves P^(1/2) (x - m), of order one.
+        self.near(unit.energy(x), exact.energy(x.double()), 1e-4 * (1 + 0.1 * precision**0.5))
+        constant = exact.energy_constant
+        self.near(unit.energy_constant, constant, 1e-6 * float(constant))
+        bias = exact.natural_bias
+        self.near(unit.natural_bias, bias, 1e-7 * float(bias.abs().max()))
+        if precision == 1e3:  # what the rounding of the natural parameter leaves
+            self.near(unit.natural_mean(unit.natural_bias), exact.mean(), 4e-3)
+        t = 0.01 * torch.randn(20, 784, generator=generator)
+        for field in (None, t):
+            mean = exact.mean(None if field is None else t.double())
+            self.near(unit.mean(field), mean, 1e-5)
+            self.near(unit.conditional(field).mean, mean, 1e-5)
+        volume = exact.log_partition()
+        self.near(unit.log_partition(), volume, 1e-6 * float(volume.abs()))
+
+    def test_gradients_of_energies(self, unit):
+        x = unit.map(torch.Tensor.double).sample(torch.zeros(8, 784).double()).float()
+        got = unit.mean_parameters_gradient(x)
+        expected = unit.map(torch.Tensor.double).mean_parameters_gradient(x.double())
+        for name, exact in expected.items():
+            self.near(got[name], exact, 2e-3 * float(exact.abs().max()))
+
+    def test_draws(self, unit):
+        states = []
+        for one in (unit, unit.map(torch.Tensor.double)):
+            # The same normal numbers, in another type.
+            def normal(self, generator=None):
+                numbers = torch.randn(self.shape, generator=torch.Generator().manual_seed(2))
+                return self.copy_(numbers)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Tensor, "normal_", normal)
+                states.append(one.sample(torch.zeros(5, 784, dtype=one.dtype)))
+        self.near(states[0], states[1], 1e-5)
+        assert unit.sample().shape == (784,)
+
+    @pytest.mark.parametrize("centred", [False, True])
+    def test_the_chain_and_the_machine_without_the_layer(self, unit, centred):
+        generator = torch.Generator().manual_seed(3)
+        weight = 0.02 * torch.randn(784, 6, generator=generator)
+        offset = torch.rand(6, generator=generator) if centred else None
+        hidden = units.Ising(torch.zeros(6))
+        rbm = RBM(unit, hidden, weight, visible_offset=unit.loc, hidden_offset=offset)
+        exact = rbm.to(dtype=torch.float64)
+        chain, reference = CollapsedSweep(rbm), CollapsedSweep(exact)
+        self.near(chain._bias, reference._bias, 1e-5)
+        self.near(chain.coupling, reference.coupling, 1e-5)
+        h = hidden.states(0, 64)
+        reduced = reduced_machine(rbm).free_energy(h)
+        error = reduced.double() - reduced_machine(exact).free_energy(h.double())
+        # Differences of states; the constant is thousands, with the rounding of that.
+        assert float(error.max() - error.min()) < 1e-3
 
 
 def test_float64_fields_of_float32_units_are_not_rounded():
@@ -243,6 +333,21 @@ class TestMachine:
         expected = expected - visible.energy_constant - hidden.energy_constant
         close(exact_log_partition(rbm), expected)
         close(exact_moments(rbm).covariance, sigma[:3, :3])
+
+    def test_the_precision_of_uncorrelated_layers_is_their_parameter(self, monkeypatch):
+        # A dense root and its inverse would cost V^3.
+        rbm = random_rbm(("gaussian", "gaussian"))
+        shared = units.Gaussian(rbm.visible.loc, torch.tensor(2.0).double())
+        rbm = RBM(shared, rbm.hidden, 0.3 * rbm.weight)
+        factor = torch.zeros(shared.size, 1).double()
+        correlated = RBM(
+            units.LowRankGaussian(shared.loc, shared.precision, factor), rbm.hidden, rbm.weight
+        )
+        expected = exact_log_partition(correlated)
+        rbm.check_normalizable()
+        monkeypatch.setattr(rbm, "check_normalizable", lambda: None)
+        monkeypatch.setattr(units.Gaussian, "covariance_root", None)
+        close(exact_log_partition(rbm), expected)
 
     def test_normalisable_exactly_when_the_joint_precision_is_definite(self):
         visible, hidden = make(3, 2), make(4, 1)

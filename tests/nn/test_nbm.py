@@ -3,6 +3,7 @@
 
 """The distributions of a neural Boltzmann machine are those of the energies that it documents."""
 
+import copy
 import itertools
 import math
 
@@ -222,6 +223,34 @@ def test_offsets_are_never_trained(visible):
     groups = nbm.parameter_groups()
     grouped = [p for group in groups.values() for p in group]
     assert {id(p) for p in grouped} == {id(p) for p in nbm.parameters()}
+
+
+class Normalized(torch.nn.Sequential):
+    """A network that has other values in training mode than in evaluation mode."""
+
+    def __init__(self, *, rate: float = 0.5) -> None:
+        kwargs = {"dtype": torch.float64}
+        first, last = torch.nn.Linear(3, 8, **kwargs), torch.nn.Linear(8, 3, **kwargs)
+        super().__init__(
+            first, torch.nn.BatchNorm1d(8, **kwargs), torch.nn.Dropout(rate), torch.nn.ReLU(), last
+        )
+
+
+def test_the_centre_is_that_of_evaluation_mode():
+    """Units that are dropped at random, and statistics of batches, do not move the energy."""
+    x = some_contexts(6)
+    y = (some_contexts(40) > 0).double()
+    nbm = make_nbm("bernoulli", networks={"bias": Normalized()})
+    nbm.init_from_data(y, some_contexts(40), num_steps=5)
+    expected = nbm.eval().condition(x).visible.mean().detach()
+    nbm.train()
+    for _ in range(2):
+        torch.testing.assert_close(nbm.condition(x).visible_offset, expected, rtol=0, atol=1e-12)
+    assert nbm.bias.training and not any(part.training for part in nbm.offset.modules())
+    # It goes on so in a copy, and before there are data.
+    assert not copy.deepcopy(nbm).train().offset.networks["bias"][2].training
+    plain = make_nbm("bernoulli", networks={"bias": Normalized()})
+    assert torch.equal(plain(x).visible_offset, plain(x).visible_offset)
 
 
 # --- the start --------------------------------------------------------------------------------------
@@ -464,9 +493,29 @@ def test_bad_contexts(context, message):
         build().condition(context)
 
 
-def test_whole_numbers_are_contexts():
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64, torch.float16], ids=str)
+def test_contexts_of_any_type(dtype):
     nbm = build(seed=0)
-    assert torch.equal(nbm(torch.eye(3).long()).weight, nbm(torch.eye(3)).weight)
+    machine = nbm(torch.eye(3, dtype=dtype))
+    assert machine.weight.dtype == torch.float32
+    assert torch.equal(machine.weight, nbm(torch.eye(3)).weight)
+    with pytest.raises(ValueError, match=r"context must hold real numbers, got torch\.complex64"):
+        nbm(torch.eye(3, dtype=torch.complex64))
+
+
+def test_contexts_on_another_device():
+    with pytest.raises(ValueError, match="context is on meta, but the model on cpu"):
+        build().condition(torch.zeros(2, 3, device="meta"))
+
+
+def test_init_from_data_takes_tensors():
+    nbm = build()
+    with pytest.raises(TypeError, match="data must be a tensor, got ndarray"):
+        nbm.init_from_data(np.zeros((5, 4)), torch.zeros(5, 3))
+    with pytest.raises(TypeError, match="context must be a tensor, got ndarray"):
+        nbm.init_from_data(torch.zeros(5, 4), np.zeros((5, 3)))
+    with pytest.raises(TypeError, match="data must be a tensor, got list"):
+        nn.RBM(2, 2).init_from_data([[0.0, 1.0]])
 
 
 @pytest.mark.parametrize(
@@ -474,9 +523,13 @@ def test_whole_numbers_are_contexts():
     [
         ("ising", [0.0, 1.5, 0.0]),
         ("bernoulli", [0.0, -0.1, 1.0]),
-        ("categorical", [0.0, 0, 1, 2, 0, 0]),
+        ("categorical", [0.0, 0, 1, 2, 0, -1]),
+        ("categorical", [0.0, 0, 1, 0.5, 0, 0]),
         ("multinomial", [0.0, 0, 3]),
+        ("multinomial", [0.0, 1, 0]),
+        ("multinomial", [-1.0, 1, 2]),
         ("mixed", [0.5, 9.0, 0, 0, 1.1]),
+        ("mixed", [0.5, 9.0, 0.5, 0.5, 0.5]),
     ],
 )
 def test_init_from_data_refuses_what_are_no_means_of_states(visible, row):
@@ -486,7 +539,9 @@ def test_init_from_data_refuses_what_are_no_means_of_states(visible, row):
     with pytest.raises(ValueError, match=f"1 of 1 rows that are no states, .* of '{family}' units"):
         nbm.init_from_data(bad, torch.zeros(1, 3))
     # Means of states, such as grey levels, are welcome.
-    nbm.init_from_data(bad.clamp(0.1, 0.9), torch.zeros(1, 3), num_steps=1)
+    with torch.no_grad():
+        mean = make_nbm(visible, seed=4).visible_unit(torch.zeros(1, 3)).mean().float()
+    nbm.init_from_data(mean, torch.zeros(1, 3), num_steps=1)
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,43 @@ def test_two_models_do_not_share_their_parameters():
     assert not torch.equal(first, second)
 
 
+def random_weight(layer: torch.nn.Module) -> None:
+    """Make the weight of a linear layer random."""
+    shape = layer.weight.shape
+    layer.weight = PyroSample(dist.Normal(torch.zeros(shape, dtype=torch.float64), 1.0).to_event(2))
+
+
+def test_a_model_without_parameters_has_a_type_and_a_device():
+    nbm = make_nbm("gaussian", hidden_sizes=(), dtype=torch.float64)
+    names = nbm.state_dict().keys()
+    assert not any("reference" in name for name in names)
+    layers = [part for part in nbm.modules() if isinstance(part, torch.nn.Linear)]
+    for layer in layers:
+        random_weight(layer)
+        layer.bias = PyroSample(dist.Normal(torch.zeros_like(layer.bias.detach()), 1.0).to_event(1))
+    assert not list(nbm.parameters())
+    assert nbm.dtype == torch.float64 and nbm.device == torch.device("cpu")
+    assert nbm.condition(torch.eye(3)).weight.dtype == torch.float64
+    assert nbm.float().dtype == torch.float32 and nbm.to("meta").device.type == "meta"
+
+
+def test_centring_needs_weights_that_are_not_random():
+    """A copy of a random network would be another centre at every call."""
+    network = PyroModule[torch.nn.Linear](3, 3, dtype=torch.float64)
+    random_weight(network)
+    message = r"networks of the visible layer have random weights \['networks\.bias\.weight'\]"
+    with pytest.raises(ValueError, match=message + ".* give centered=False"):
+        make_nbm("bernoulli", networks={"bias": network})
+    nbm = make_nbm("bernoulli", networks={"bias": network}, centered=False)
+    with pytest.raises(ValueError, match=message):
+        nbm.init_from_data(torch.ones(5, 3), torch.zeros(5, 3))
+    # Weights that become random later leave the centre where it is.
+    nbm = make_nbm("bernoulli", hidden_sizes=())
+    before = nbm.condition(some_contexts(2)).visible_offset
+    random_weight(nbm.bias)
+    assert torch.equal(nbm.condition(some_contexts(2)).visible_offset, before)
+
+
 @pytest.mark.parametrize("place", ["bias", "weight"])
 def test_random_weights_are_drawn_once(place):
     """A Bayesian network inside: the site is in the trace, and condition() draws it one time."""

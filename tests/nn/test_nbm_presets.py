@@ -75,6 +75,18 @@ def test_options_of_presets_can_be_changed():
     )
 
 
+def test_options_that_are_not_changed_stay():
+    nbm = nn.paper_nbm(3, 4, 2, "ising", visible_options={"min_precision": 1e-2})
+    expected = {"bound": "hard", "form": "quadratic", "min_precision": 1e-2}
+    assert nbm.config()["visible_options"] == expected
+    assert nn.paper_nbm(3, 4, visible_options=None).config()["visible_options"] == {"bound": "hard"}
+    factored = nn.FactoredConditionalRBM(3, 4, 2, num_factors=5, weight_options={})
+    assert factored.config()["weight_options"] == {"num_factors": 5}
+    basis = {"weight": "basis", "weight_options": {"num_bases": 3}}
+    options = nn.FactoredConditionalRBM(3, 4, 2, **basis).config()["weight_options"]
+    assert options == {"num_bases": 3}
+
+
 def test_the_weight_of_a_conditional_rbm_does_not_depend_on_the_context():
     nbm = nn.ConditionalRBM(3, 4, 2, seed=0, dtype=torch.float64)
     x = some_contexts(5)

@@ -39,6 +39,26 @@ def test_calls_outside_of_programs_enter_nothing():
     assert not list(pyro.get_param_store())
 
 
+@pytest.mark.parametrize("depth", ["trunk", "trunk.0", "weight"])
+def test_parameters_without_gradient_stay_so(depth):
+    """Pyro's store would switch the gradients of all parameters on that it is given."""
+    module = nn.NeuralBoltzmannMachine(2, 4, 3, "bernoulli", trunk_sizes=(5, 4), seed=0)
+    module.get_submodule(depth).requires_grad_(False)
+    before = {name: p.requires_grad for name, p in module.named_parameters()}
+    fixed = {name: p.clone() for name, p in module.named_parameters() if not before[name]}
+    assert 0 < len(fixed) < len(before)
+    look_at_nbm(module)
+    module.condition(torch.eye(2)).free_energy(torch.ones(4)).sum().backward()
+    assert {name: p.requires_grad for name, p in module.named_parameters()} == before
+    assert all(torch.equal(module.get_parameter(name), p) for name, p in fixed.items())
+    assert all(module.get_parameter(name).grad is None for name in fixed)
+    rbm = nn.RBM(4, 3)
+    rbm.visible.requires_grad_(False)
+    look_at_rbm(rbm)
+    assert rbm.weight.requires_grad and not rbm.visible.bias.requires_grad
+    assert not list(pyro.get_param_store())
+
+
 def test_values_of_others_stay():
     pyro.param("weight", torch.zeros(2))
     look_at_rbm(nn.RBM(4, 3))

@@ -12,11 +12,13 @@ from pyro_ebm.diagnostics import convergence_of
 from pyro_ebm.distributions import RBM, BernoulliRBM, units
 from pyro_ebm.infer import exact_moments
 from pyro_ebm.predictive import (
+    ChainLengthStatistics,
     HiddenStatistics,
     exact_hidden_statistics,
     statistics_against_chain_length,
     two_start_rhat,
 )
+from pyro_ebm.predictive.hidden_chain import HiddenChain
 from pyro_ebm.predictive.mixing import _between_over_within
 from tests import brute_force
 from tests.distributions.families import random_rbm, to_machine
@@ -153,6 +155,45 @@ def test_without_exact_statistics() -> None:
     small = statistics_against_chain_length(gaussian_ising(()).expand((3,)), [2], num_chains=10)
     assert small.moment_error is not None and small.moment_error.shape == (1, 3)
     assert "exact" in str(small)
+
+
+@pytest.mark.parametrize("expansion", [(3,), (2, 3)])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_lengths_of_expanded_machines(batch: tuple[int, ...], expansion: tuple[int, ...]) -> None:
+    """Several lengths, also as many as there are machines: all copies have the numbers of their machine."""
+    dist = gaussian_ising(batch)
+
+    def run(machine: RBM) -> ChainLengthStatistics:
+        generator = torch.Generator().manual_seed(0)
+        return statistics_against_chain_length(
+            machine, [0, 1, 5], num_chains=10, generator=generator
+        )
+
+    result, plain = run(dist.expand((*expansion, *batch))), run(dist)
+    for name in ("free_energy", "free_energy_error", "moment_error", "moment_noise"):
+        own = getattr(plain, name).reshape(3, *(1,) * len(expansion), *batch)
+        got = getattr(result, name)
+        assert got.shape == (3, *expansion, *batch)
+        torch.testing.assert_close(got, own.expand_as(got))
+    assert result.free_energy_z is not None and result.free_energy_z.shape == got.shape
+    assert "mean F(h)" in str(result)
+
+
+@pytest.mark.parametrize("entries", [1, 100])
+def test_free_energies_in_chunks(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = HiddenChain(gaussian_ising((2,), 7, 3))
+    h = chain.prior(30).reshape(5, 6, 2, 3)
+    expected, rows = chain.side.free_energy(h), []
+    original = RBM.free_energy
+
+    def spy(machine: RBM, value: torch.Tensor) -> torch.Tensor:
+        rows.append(len(value))
+        return original(machine, value)
+
+    monkeypatch.setattr(RBM, "free_energy", spy)
+    monkeypatch.setattr("pyro_ebm.predictive.hidden_chain._CHUNK_ENTRIES", entries)
+    torch.testing.assert_close(chain.free_energy(h), expected)
+    assert max(rows) == max(1, entries // 14)
 
 
 def test_bad_lengths() -> None:

@@ -155,7 +155,7 @@ def test_draws() -> None:
         assert abs(z_score(below, mixture.cdf(mixture.mean)[i].item())) < Z_LIMIT
     again = mixture.sample((20_000,), generator=generator.manual_seed(1))
     assert torch.equal(draws, again)
-    assert mixture.sample().shape == (2,)
+    assert mixture.sample().shape == (2,) and mixture.sample(3).shape == (3, 2)
 
 
 def test_crps_of_draws_estimates_it() -> None:
@@ -170,6 +170,41 @@ def test_crps_of_draws_estimates_it() -> None:
         mixture.means.unsqueeze(-1), mixture.stds.unsqueeze(-1), mixture.weights.unsqueeze(-1)
     )
     assert abs(z_score(plain, mixture.crps(y).item() + spread.item() / 6)) < Z_LIMIT
+
+
+def test_weights_of_zero() -> None:
+    means, stds = torch.tensor([-1.0, 0.5, 4.0]).double(), torch.ones(3).double()
+    weights = torch.tensor([0.25, 0.75, 0.0], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([0.3, 4.0, 90.0], dtype=torch.float64)
+    mixture = GaussianMixture(means, stds, weights)
+    two = GaussianMixture(means[:2], stds[:2], weights[:2])
+    torch.testing.assert_close(mixture.log_prob(y), two.log_prob(y))
+    (got,) = torch.autograd.grad(mixture.log_prob(y).sum(), weights)
+    (expected,) = torch.autograd.grad(two.log_prob(y).sum(), weights)
+    torch.testing.assert_close(got, expected)
+
+
+def test_float32_quantile_is_the_rounded_one() -> None:
+    mixture = random_mixture(5, (50,))
+    single = GaussianMixture(mixture.means.float(), mixture.stds.float(), mixture.weights.float())
+    same = GaussianMixture(single.means.double(), single.stds.double(), single.weights.double())
+    for p in (1e-9, 0.3, 1.0 - 1e-9):
+        got = single.quantile(torch.tensor(p, dtype=torch.float64))
+        assert got.dtype == torch.float32 and torch.equal(got, same.quantile(p).float())
+
+
+def test_spread_is_computed_once_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture, y, calls = random_mixture(4, (2,)), torch.randn(9, 2).double(), []
+    expected = mixture.crps(y)
+
+    def spy(*arguments: Tensor) -> Tensor:
+        calls.append(len(arguments))
+        return half_spread(*arguments)
+
+    monkeypatch.setattr("pyro_ebm.predictive.mixture.half_spread", spy)
+    monkeypatch.setattr("pyro_ebm.predictive.mixture._CHUNK_ENTRIES", 8)
+    torch.testing.assert_close(mixture.crps(y), expected)
+    assert len(calls) == 2
 
 
 def test_gradients() -> None:

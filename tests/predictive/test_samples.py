@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ebm.distances import energy_distance, maximum_mean_discrepancy
 from pyro_ebm.predictive import rows_by_class, sample_report
-from pyro_ebm.predictive.class_quality import nearest_distances
+from pyro_ebm.predictive.class_quality import copy_share, nearest_distances
 from tests.infer.reference import Z_LIMIT
 
 CLASSES = (0, 1)
@@ -78,6 +78,35 @@ def test_copies_are_found() -> None:
         assert quality.copies.value > 0.95
         assert quality.privacy_loss > 0.3
         assert quality.mmd.value < 0.05
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 1000])
+@pytest.mark.parametrize("rows", [4, 45])
+def test_share_of_copies_of_exchangeable_rows(kinds: int, rows: int) -> None:
+    """Whichever row is the sample: 0.05 on average exactly, also where all or many distances are equal."""
+    distances = torch.randint(kinds, (rows,)).double() / 7.0
+    shares = [
+        copy_share(distances[i : i + 1], torch.cat([distances[:i], distances[i + 1 :]])).value
+        for i in range(rows)
+    ]
+    assert sum(shares) / rows == pytest.approx(0.05, abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [(0.0, 1.0), (-0.3, 0.1)])
+def test_copies_of_binary_rows(levels: tuple[float, float]) -> None:
+    """Few distances, of which a third is zero; with other levels than whole numbers they are rounded."""
+    low, high = levels
+
+    def rows(count: int) -> dict[int, Tensor]:
+        return {0: low + (high - low) * (torch.rand(count, 12) < 0.5).double()}
+
+    train, test = rows(2000), rows(1000)
+    null = sample_report(rows(1000), train, test).classes[0].copies
+    assert abs(null.value - 0.05) < Z_LIMIT * math.sqrt(2 * 0.05 * 0.95 / 1000)
+    equal = nearest_distances(test[0], train[0])[1] < 1e-6
+    replay = sample_report({0: train[0][:1000]}, train, test).classes[0].copies
+    assert replay.value == pytest.approx(0.05 * 1001 / (equal.sum().item() + 1))
+    assert replay.value > null.value + Z_LIMIT * replay.std_error
 
 
 def test_collapse_and_wrong_class_are_found() -> None:

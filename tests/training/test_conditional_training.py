@@ -7,8 +7,10 @@ import json
 import math
 from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroSample
 from torch import Tensor
 
 import pyro_ebm
@@ -131,12 +133,13 @@ def test_gaussian_units_learn_their_couplings():
         nbm = nn.NeuralBoltzmannMachine(2, 2, 2, hidden_sizes=(), seed=0, dtype=torch.float64)
         nbm.init_from_data(y, x, num_steps=100, learning_rate=0.05)
         scores["start"] = mean_log_prob(nbm, y, x)
-        options = {"negative_phase": "exact"} if method == "exact" else {"persistent": True}
+        options = {"persistent": True, "num_chains": 200}
+        if method == "exact":
+            options = {"negative_phase": "exact"}
         make_trainer(
             nbm,
             num_epochs=80,
             batch_size=200,
-            num_chains=200,
             optimizer="adam",
             learning_rate=0.03,
             learning_rate_schedule="cosine",
@@ -477,6 +480,105 @@ def test_the_options_of_a_run_come_back(tmp_path):
     assert again.averaged is not again.module
 
 
+def frozen_trunk() -> nn.NeuralBoltzmannMachine:
+    nbm = make_nbm("ising", trunk_sizes=(5,))
+    nbm.trunk.requires_grad_(False)
+    return nbm
+
+
+@pytest.mark.parametrize("run", ["cd", "averaged"])
+def test_a_frozen_trunk_stays_frozen(run, tmp_path, monkeypatch):
+    """Also when a run goes on, whose optimiser has one state a trained parameter."""
+    y, x = some_data("ising")
+    path = tmp_path / "checkpoint.safetensors"
+    options = {"optimizer": "adam", **RUNS[run]}
+    whole = make_trainer(frozen_trunk(), **options)
+    whole.fit(y, context=x)
+    start = frozen_trunk().trunk.state_dict()
+    fit_until(7, make_trainer(frozen_trunk(), checkpoint=path, **options), y, x, monkeypatch)
+    resumed = Trainer.from_checkpoint(path)
+    names = {n for n, p in resumed.module.named_parameters() if not p.requires_grad}
+    assert names == {f"trunk.0.{name}" for name in ("weight", "bias")}
+    resumed.fit(y, context=x)
+    assert_same(resumed.module, whole.module)
+    assert_same(resumed.averaged, whole.averaged)
+    for trainer in (whole, resumed):
+        assert all(torch.equal(start[n], t) for n, t in trainer.module.trunk.state_dict().items())
+
+
+def test_a_frozen_weight_of_an_rbm_is_not_trained():
+    module = nn.RBM(6, 2, seed=0)
+    module.weight.requires_grad_(False)
+    before = states(module)
+    data = torch.bernoulli(torch.full((50, 6), 0.3), generator=torch.Generator().manual_seed(0))
+    make_trainer(module, num_epochs=1).fit(data)
+    assert torch.equal(module.weight, before["weight"])
+    assert not torch.equal(module.visible.bias, before["visible.bias"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"negative_side": "hidden"},
+        {"num_chains": 7},
+        {"persistent": False},
+        {"negative_phase": "tempering"},
+    ],
+    ids=str,
+)
+def test_chains_are_not_taken_for_others(change, tmp_path):
+    """Spins have as many visible as hidden units here: shapes would not tell."""
+    y, x = some_data("ising")
+    path = tmp_path / "checkpoint.safetensors"
+    nbm = make_nbm("ising")
+    assert nbm.num_visible == nbm.num_hidden
+    make_trainer(nbm, checkpoint=path, num_epochs=1, **RUNS["pcd"]).fit(y, context=x)
+    (name, value) = next(iter(change.items()))
+    with pytest.raises(ValueError, match=f"^{name} must stay .*, got {value!r}"):
+        Trainer.from_checkpoint(path, **change)
+    assert Trainer.from_checkpoint(path, num_epochs=2, num_steps=3).epoch == 1
+    # Without chains everything can change.
+    make_trainer(make_nbm("ising"), checkpoint=path, num_epochs=1).fit(y, context=x)
+    assert Trainer.from_checkpoint(path, negative_side="hidden", persistent=True).epoch == 1
+
+
+# --- networks of one's own --------------------------------------------------------------------------
+
+
+class Picky(torch.nn.Sequential):
+    """A network with batch norm and dropout that takes tables of one-hot contexts only."""
+
+    def __init__(self, size: int) -> None:
+        kwargs = {"dtype": torch.float64}
+        super().__init__(
+            torch.nn.Linear(3, 8, **kwargs),
+            torch.nn.BatchNorm1d(8, **kwargs),
+            torch.nn.Dropout(0.5),
+            torch.nn.Linear(8, size, **kwargs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dim() == 2 and bool((x.sum(-1) == 1).all()), "no context"
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["complete", "missing"])
+def test_networks_are_asked_about_contexts_of_the_data_only(missing):
+    x = torch.eye(3, dtype=torch.float64)[torch.arange(40) % 3]
+    y = (some_contexts(40) > 0).double() * 2 - 1
+    observed = torch.ones(40, 3, dtype=torch.bool)
+    observed[0, 0] = not missing
+    nbm = make_nbm("ising", networks={"bias": Picky(3)})
+    trainer = make_trainer(nbm, num_epochs=1, metrics_rows=10)
+    (record,) = trainer.fit(y, y, context=x, validation_context=x, observed=observed)
+    assert nbm.bias.training and nbm.bias[2].training
+    # Metrics are those of evaluation mode.
+    nbm.eval()
+    with torch.no_grad():
+        expected = nbm.condition(x[:10]).free_energy(y[:10]).mean().item()
+    assert record["free_energy_validation"] == pytest.approx(expected, abs=1e-12)
+
+
 # --- refusals ---------------------------------------------------------------------------------------
 
 
@@ -499,6 +601,27 @@ def test_bad_contexts(context, message):
     with pytest.raises(ValueError, match=f"^validation_{message}"):
         make_trainer(nbm).fit(y, y, context=x, validation_context=context)
     assert all(torch.equal(before[name], t) for name, t in nbm.state_dict().items())
+
+
+def test_random_weights_are_refused():
+    nbm = make_nbm("ising")
+    layer = nbm.bias[0]
+    layer.weight = PyroSample(dist.Normal(0.0, 1.0).expand(layer.weight.shape).to_event(2))
+    with pytest.raises(ValueError, match=r"weights \['bias\.0\.weight'\] of the model are random"):
+        make_trainer(nbm)
+
+
+def test_data_and_contexts_are_tensors():
+    y, x = some_data("ising")
+    trainer = make_trainer(make_nbm("ising"))
+    with pytest.raises(TypeError, match=r"^data must be a tensor, got ndarray"):
+        trainer.fit(y.numpy(), context=x)
+    with pytest.raises(TypeError, match=r"^context must be a tensor, got ndarray"):
+        trainer.fit(y, context=x.numpy())
+    with pytest.raises(TypeError, match=r"^validation_context must be a tensor, got ndarray"):
+        trainer.fit(y, y, context=x, validation_context=x.numpy())
+    with pytest.raises(TypeError, match=r"^observed must be a tensor, got ndarray"):
+        trainer.fit(y, context=x, observed=(y > 0).numpy())
 
 
 BAD = {

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroSample
 
 from pyro_ebm import nn
 from pyro_ebm.training import Trainer, TrainerConfig
@@ -101,7 +103,8 @@ def test_values_at_the_border_are_accepted(values):
     [
         {"groups": {"weight": {"weight_decay": 0, "learning_rate": 1e-3}, "bias": {}}},
         {"groups": MappingProxyType({"weight": MappingProxyType({"weight_decay": 0.5})})},
-        {"chain_start": "prior", "negative_phase": "exact", "negative_side": "hidden"},
+        {"chain_start": "prior", "negative_side": "hidden"},
+        {"negative_phase": "exact", "num_steps": 3},
         {"negative_phase": "tempering", "persistent": True, "num_replicas": 2},
     ],
     ids=str,
@@ -118,6 +121,16 @@ def test_options_of_conditional_models(values):
 def test_tempering_is_of_persistent_chains():
     with pytest.raises(ValueError, match="negative_phase='tempering' needs persistent=True"):
         TrainerConfig(negative_phase="tempering")
+
+
+@pytest.mark.parametrize(
+    "option", [{"persistent": True}, {"num_chains": 5}, {"negative_side": "hidden"}]
+)
+def test_the_exact_phase_has_no_chains(option):
+    with pytest.raises(
+        ValueError, match=f"{next(iter(option))} is an option of chains: negative_ph"
+    ):
+        TrainerConfig(negative_phase="exact", **option)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
@@ -216,6 +229,21 @@ def test_noise_is_of_gaussian_units(family):
     else:
         with pytest.raises(ValueError, match=f"noise_std is an option of Gaussian .* '{family}'"):
             Trainer(module, config)
+
+
+def test_data_are_tensors():
+    trainer = Trainer(nn.RBM(6, 2), TrainerConfig(num_epochs=1, progress=False))
+    with pytest.raises(TypeError, match=r"^data must be a tensor, got ndarray"):
+        trainer.fit(some_bits(20).numpy())
+    with pytest.raises(TypeError, match=r"^validation must be a tensor, got ndarray"):
+        trainer.fit(some_bits(20), some_bits(20).numpy())
+
+
+def test_random_weights_are_refused():
+    module = nn.RBM(6, 2)
+    module.weight = PyroSample(dist.Normal(0.0, 1.0).expand((6, 2)).to_event(2))
+    with pytest.raises(ValueError, match=r"weights \['weight'\] of the model are random"):
+        Trainer(module, TrainerConfig())
 
 
 def test_an_rbm_has_no_context():

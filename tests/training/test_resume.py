@@ -284,6 +284,8 @@ def test_checkpoint_with_a_wrong_tensor(checkpoint, name, shape, dtype):
         ("epoch", -1),
         ("history", ...),
         ("history", 3),
+        ("trained", 3),
+        ("trained", ["weight", "bias"]),
     ],
     ids=str,
 )

@@ -1,7 +1,10 @@
 # Copyright Contributors to the pyro_ebm project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Evaluation of conditional machines p(y | x), whose parameters depend on a context x."""
+"""Evaluation of conditional machines p(y | x), whose parameters depend on a context x.
+
+Evaluation is in float64; from devices without it (MPS) move models and data to the CPU first.
+"""
 
 from pyro_ebm.infer.conditional.classifier import BayesClassifier, ClassificationBounds
 from pyro_ebm.infer.conditional.contexts import ConditionalModel, unique_contexts

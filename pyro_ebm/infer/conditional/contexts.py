@@ -21,6 +21,7 @@ __all__ = [
     "context_blocks",
     "evaluating",
     "match_contexts",
+    "refuse_random_weights",
     "unique_contexts",
 ]
 
@@ -83,7 +84,8 @@ def match_contexts(context: Tensor, contexts: Tensor) -> Tensor:
     """For every row the number of its context in a table.
 
     :param Tensor context: shape ``(rows, n_x)``.
-    :param Tensor contexts: the table, shape ``(U, n_x)``, no two of them the same.
+    :param Tensor contexts: the table, shape ``(U, n_x)``, no two of them the same. Numbers of two types are
+        compared in the less precise floating-point type of them.
     :returns: shape ``(rows,)``.
     :raises ValueError: if the table holds a context twice, or a row's context not at all.
     """
@@ -93,8 +95,9 @@ def match_contexts(context: Tensor, contexts: Tensor) -> Tensor:
         raise ValueError(
             f"context has {context.shape[-1]} entries a row, contexts {contexts.shape[-1]}"
         )
-    table = contexts.to(context)
-    _, index = unique_contexts(torch.cat([table, context]))
+    dtype = _common_type(context.dtype, contexts.dtype)
+    table = contexts.to(context.device, dtype)
+    _, index = unique_contexts(torch.cat([table, context.to(dtype)]))
     if bool((index[: len(table)] != torch.arange(len(table), device=index.device)).any()):
         raise ValueError("contexts holds a context twice")
     index = index[len(table) :]
@@ -104,6 +107,36 @@ def match_contexts(context: Tensor, contexts: Tensor) -> Tensor:
     return index
 
 
+def _common_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    """The type in which numbers of two types are compared: whole numbers become real ones, and float64
+    becomes float32, as 0.1 of the one is not 0.1 of the other."""
+    common = torch.promote_types(a, b)
+    if a.is_floating_point and b.is_floating_point and common in (a, b):
+        return b if common == a else a
+    return common
+
+
+def refuse_random_weights(model: Any) -> None:
+    """Refuse a model that makes another machine at every call: log Z would be that of the one, and free
+    energies those of the other.
+
+    :raises ValueError: if a parameter of the model, or of a part of it, is a :class:`pyro.nn.PyroSample`.
+    """
+    if not isinstance(model, torch.nn.Module):
+        return
+    sites = [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in model.named_modules()
+        for name in getattr(part, "_pyro_samples", ())
+    ]
+    if sites:
+        raise ValueError(
+            f"weights {sites} of the model are random (PyroSample), and every call draws others: "
+            "condition them first, e.g. by a model whose method condition(context) calls "
+            "pyro.poutine.condition(module, data=draw)(context)"
+        )
+
+
 def condition(model: ConditionalModel, contexts: Tensor) -> RBM:
     """The machines of some contexts, checked.
 
@@ -111,12 +144,13 @@ def condition(model: ConditionalModel, contexts: Tensor) -> RBM:
     :param Tensor contexts: shape ``(U, n_x)``.
     :returns: a machine of batch shape ``(U,)``.
     :raises TypeError: if the model has no such method, or what it makes is no RBM.
-    :raises ValueError: if the batch shape of the machine is another one.
+    :raises ValueError: if the batch shape of the machine is another one, or the model's weights are random.
     """
     if not callable(getattr(model, "condition", None)):
         raise TypeError(
             f"model must have a method condition(context), {type(model).__name__} has not"
         )
+    refuse_random_weights(model)
     dist = model.condition(contexts)
     if not isinstance(dist, RBM):
         raise TypeError(f"model.condition(contexts) must be an RBM, got {type(dist).__name__}")

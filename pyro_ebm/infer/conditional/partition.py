@@ -21,7 +21,6 @@ from pyro_ebm.infer.conditional.contexts import (
 from pyro_ebm.infer.conditional.density import contexts_per_chunk
 from pyro_ebm.infer.conditional.join import join_brackets, join_estimates
 from pyro_ebm.infer.conditional.nll import exact_by_reduction
-from pyro_ebm.infer.conditional.side import SIDES, even_in_coupling, side_machine
 from pyro_ebm.infer.log_partition import (
     LogPartitionBracket,
     LogPartitionEstimate,
@@ -33,6 +32,7 @@ from pyro_ebm.infer.log_partition import (
 )
 from pyro_ebm.infer.log_partition.bidirectional import grouped
 from pyro_ebm.infer.log_partition.exact import MAX_STATES
+from pyro_ebm.infer.log_partition.side import SIDES, even_in_coupling, is_reduced, side_machine
 from pyro_ebm.infer.log_partition.tempered_start import tempered_start
 from pyro_ebm.infer.paths import GeometricPath, base_unit
 
@@ -222,8 +222,7 @@ class _Job:
         machine, options = side_machine(dist, self.side), {**self.options, "seed": seed}
         machine.check_normalizable()
         notes = {"layer": type(machine.visible).__name__}
-        reduced = machine.hidden.is_gaussian and not machine.visible.is_gaussian
-        if reduced and self.method in _ANNEALING and "schedule" not in options:
+        if is_reduced(machine) and self.method in _ANNEALING and "schedule" not in options:
             options["schedule"] = even_in_coupling(options.pop("num_temperatures", 10_000))
             notes["schedule"] = "even in the coupling"
         if initial is not None:

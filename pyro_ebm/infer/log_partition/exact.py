@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_ebm.distributions import RBM
 from pyro_ebm.distributions.enumeration import enumerable_side, state_chunks
-from pyro_ebm.distributions.units import Unit
+from pyro_ebm.distributions.units import Gaussian, Unit
 
 __all__ = ["MAX_STATES", "exact_log_partition", "finite_side", "gaussian_joint"]
 
@@ -113,6 +113,8 @@ def gaussian_joint(dist: RBM) -> tuple[Tensor, Tensor]:
 
 def _precision(unit: Unit) -> Tensor:
     """Precision matrix of a Gaussian layer, shape ``(..., n, n)``."""
+    if isinstance(unit, Gaussian):
+        return torch.atleast_1d(unit.precision).expand(*unit.batch_shape, unit.size).diag_embed()
     identity = torch.eye(unit.size, dtype=unit.dtype, device=unit.device)
     root = unit.covariance_root(identity)
     assert root is not None

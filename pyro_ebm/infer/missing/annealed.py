@@ -12,11 +12,10 @@ from torch import Tensor
 
 from pyro_ebm.distributions import RBM
 from pyro_ebm.distributions.observed_rows import ObservedRows
-from pyro_ebm.distributions.reduction import reduced_machine
 from pyro_ebm.distributions.row_clamp import clamp_rows
-from pyro_ebm.distributions.units import Gaussian
 from pyro_ebm.infer.log_partition.ais import estimate_log_partition
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate, LogPartitionWarning
+from pyro_ebm.infer.log_partition.side import even_in_coupling, is_reduced, side_machine
 from pyro_ebm.infer.missing.row_chunks import split_rows
 
 __all__ = ["Annealed", "annealed_log_density", "annealed_log_partition"]
@@ -37,15 +36,16 @@ class Annealed(NamedTuple):
 def annealed_log_density(dist: RBM, rows: ObservedRows, options: dict[str, Any]) -> Annealed:
     r"""``log sum exp(-E)`` over hidden and missing units, of every row, too low in expectation.
 
-    Every row has chains of its own, of the hidden units of the machine clamped to it, with the missing
-    entries summed out. They start from what the observed entries say about the hidden layer: measured
-    on machines of 100 x 14 bits and spins, the standard error is half of that of visible chains where
-    30 % are observed, and an eighth where 95 % are.
+    Every row has chains of its own, of the machine clamped to it. Where a layer is Gaussian they are those
+    of the other layer, see :func:`~pyro_ebm.infer.log_partition.side.side_machine`; otherwise they are
+    of the hidden units, with the missing entries summed out. These start from what the observed entries say
+    about the hidden layer: measured on machines of 100 x 14 bits and spins, the standard error is half
+    of that of visible chains where 30 % are observed, and an eighth where 95 % are.
 
     :param RBM dist: the machine.
     :param ObservedRows rows: the rows, of the machine's dtype.
-    :param dict options: of :func:`~pyro_ebm.infer.estimate_log_partition`; chunk i of the rows has the
-        seed ``seed + i``.
+    :param dict options: of :func:`~pyro_ebm.infer.estimate_log_partition`, with the schedule "auto" besides;
+        chunk i of the rows has the seed ``seed + i``.
     """
     machine = dist.compact().detach()
     shape = torch.broadcast_shapes(rows.value.shape[:-1], machine.batch_shape)
@@ -54,7 +54,7 @@ def annealed_log_density(dist: RBM, rows: ObservedRows, options: dict[str, Any])
     seed = options.pop("seed", None)
     estimates = [
         _estimate(
-            _hidden_side(clamp_rows(machine, chunk)),
+            side_machine(clamp_rows(machine, chunk), _side(machine)),
             options,
             None if seed is None else seed + number,
         )
@@ -78,18 +78,21 @@ def annealed_log_density(dist: RBM, rows: ObservedRows, options: dict[str, Any])
 def annealed_log_partition(dist: RBM, options: dict[str, Any]) -> LogPartitionEstimate:
     """log Z of the machine by the same method, too low in expectation."""
     options = dict(options)
-    machine = dist.detach()
-    side = _hidden_side(machine) if isinstance(machine.visible, Gaussian) else machine
-    return _estimate(side, options, options.pop("seed", None))
+    return _estimate(side_machine(dist.detach()), options, options.pop("seed", None))
 
 
-def _hidden_side(machine: RBM) -> RBM:
-    if isinstance(machine.visible, Gaussian):
-        return reduced_machine(machine)
-    return machine.transpose()
+def _side(machine: RBM) -> str:
+    """The layer whose states are annealed: the one beside a Gaussian layer, else the hidden one."""
+    only_hidden = machine.hidden.is_gaussian and not machine.visible.is_gaussian
+    return "visible" if only_hidden else "hidden"
 
 
 def _estimate(machine: RBM, options: dict[str, Any], seed: int | None) -> LogPartitionEstimate:
+    schedule = options.get("schedule")
+    if isinstance(schedule, str) and schedule == "auto":
+        even = is_reduced(machine)
+        schedule = even_in_coupling(options["num_temperatures"]) if even else "linear"
+        options = {**options, "schedule": schedule}
     with warnings.catch_warnings():  # one warning for all chunks, by the caller
         warnings.simplefilter("ignore", LogPartitionWarning)
         return estimate_log_partition(machine, "ais", seed=seed, **options)

@@ -72,10 +72,12 @@ def impute(
     :param int num_steps: sweeps of every chain, at least 1; not used where draws are exact.
     :param int max_states: enumerate no more hidden states than this.
     :param Tensor initial: where chains start, shape ``(num_samples,) + rows + (V,)`` or broadcasting to
-        it; it makes chains of the Gibbs kind even where draws could be exact.
+        it, of any dtype; read only at missing entries; it makes chains of the Gibbs kind even where draws
+        could be exact.
     :param torch.Generator generator: the source of random bits; the global one if None.
     :raises ValueError: for rows that :meth:`RBM.clamp_rows` refuses, numbers below 1, or an ``initial``
-        of a wrong shape or with NaN at a missing entry.
+        of a wrong shape or with a missing entry that is not finite or outside of the support.
+    :raises TypeError: if ``dist`` is no RBM or ``initial`` no tensor.
 
     >>> import torch
     >>> from pyro_ebm.distributions import GaussianBernoulliRBM
@@ -131,7 +133,7 @@ def _gibbs(
     if initial is None:
         start = sweep.initial((num_samples,))
     else:
-        start = _checked_start(initial, sweep, num_samples)
+        start = _checked_start(initial, sweep, rows, num_samples)
     h = sweep.sample_hidden(sweep.run(start, num_steps - 1))
     theta = sweep.visible_theta(h)
     samples = sweep.complete(dist.visible.natural_sample(theta, generator))
@@ -144,15 +146,24 @@ def _gibbs(
     return Imputation(samples, mean, torch.where(rows.observed, 0.0, error), False)
 
 
-def _checked_start(initial: Tensor, sweep: ClampedSweep, num_samples: int) -> Tensor:
+def _checked_start(
+    initial: Tensor, sweep: ClampedSweep, rows: ObservedRows, num_samples: int
+) -> Tensor:
+    if not isinstance(initial, Tensor):
+        raise TypeError(f"initial must be a tensor, got {type(initial).__name__}")
     shape = (num_samples, *sweep.batch_shape, sweep.num_visible)
     try:
-        start = initial.expand(shape)
+        start = initial.to(rows.value).expand(shape)
     except RuntimeError as error:
         raise ValueError(
             f"initial must broadcast to {shape}, got shape {tuple(initial.shape)}"
         ) from error
     start = sweep.complete(start)
-    if bool(torch.isnan(start).any()):
-        raise ValueError("initial is NaN at a missing entry")
+    if not bool(torch.isfinite(start).all()):
+        raise ValueError("initial is NaN or infinite at a missing entry")
+    bad = ~rows.terms.check_support(start) & ~rows.units
+    if bool(bad.any()):
+        raise ValueError(
+            f"initial is outside of the support at {int(bad.sum())} missing units of its chains"
+        )
     return start

@@ -35,7 +35,7 @@ def observed_log_likelihood(
     max_states: int = 2**16,
     num_chains: int = 100,
     num_temperatures: int = 1000,
-    schedule: str | Tensor = "linear",
+    schedule: str | Tensor = "auto",
     seed: int | None = None,
 ) -> ObservedLogLikelihood:
     r"""Log-likelihood of the observed entries of every row, the missing ones summed or integrated out,
@@ -68,7 +68,9 @@ def observed_log_likelihood(
     :param int max_states: enumerate no more states than this.
     :param int num_chains: annealing runs of every row.
     :param int num_temperatures: steps of every run.
-    :param schedule: its temperatures, as for :func:`estimate_log_partition`.
+    :param schedule: its temperatures, as for :func:`estimate_log_partition`; "auto" is "linear", or even in
+        the coupling :math:`\beta^2 K` where a Gaussian layer is summed out (in float64), as in
+        :func:`conditional_log_partition`.
     :param int seed: seed of annealing; the global generator if None.
     :returns: numbers of shape ``broadcast(rows, dist.batch_shape)``. Where ``exact`` holds, and log Z was
         computed or is differentiable itself, ``value`` is differentiable in the parameters: the sum

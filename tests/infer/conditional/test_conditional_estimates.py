@@ -15,7 +15,7 @@ from pyro_ebm.infer import (
     LogPartitionWarning,
     conditional_log_partition,
 )
-from pyro_ebm.infer.conditional.side import side_machine
+from pyro_ebm.infer.log_partition.side import side_machine
 from tests.infer.reference import Z_LIMIT
 
 #: Largest eigenvalue of the coupling K of each context: one mode, and two.

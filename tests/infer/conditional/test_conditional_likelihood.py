@@ -5,12 +5,16 @@
 import json
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
 from pyro_ebm.distributions import RBM, BernoulliRBM
 from pyro_ebm.infer import (
+    BayesClassifier,
     LogPartitionBracket,
     LogPartitionEstimate,
     conditional_likelihood,
@@ -88,6 +92,20 @@ class TestMatchContexts:
             match_contexts(CONTEXTS, CONTEXTS[[0, 1, 0]])
         with pytest.raises(ValueError, match="context has 1 entries a row, contexts 2"):
             match_contexts(CONTEXTS, torch.zeros(1, 2))
+
+    @pytest.mark.parametrize("kind", [torch.int64, torch.uint8, torch.bool], ids=str)
+    def test_whole_numbers_are_not_cut_off(self, kind: torch.dtype) -> None:
+        table = torch.tensor([[0.5], [1.0], [0.0]])
+        context = torch.tensor([[1], [0]]).to(kind)
+        assert match_contexts(context, table).tolist() == [1, 2]
+        with pytest.raises(ValueError, match="1 of 1 rows have a context that is not in contexts"):
+            match_contexts(context[1:], table[:2])
+        assert match_contexts(table[[1, 2]], torch.tensor([[1], [0]]).to(kind)).tolist() == [0, 1]
+
+    def test_precisions_do_not_matter(self) -> None:
+        table = torch.tensor([[0.1], [0.7]], dtype=torch.float64)
+        assert match_contexts(table[[1, 0]].float(), table).tolist() == [1, 0]
+        assert match_contexts(table[[1, 0]], table.float()).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("max_contexts", [None, 1, 7])
@@ -214,6 +232,44 @@ class TestWrongArguments:
             function(Bits(), data, CONTEXTS[index] + 0.5, torch.zeros(3), contexts=CONTEXTS)
         with pytest.raises(ValueError, match="context must be finite"):
             function(Bits(), data, torch.full((4, 1), math.nan), torch.zeros(1))
+
+
+class Random(torch.nn.Module):
+    """A machine with a random weight, which every call draws anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = PyroModule[torch.nn.Linear](1, 2)
+        prior = dist.Normal(torch.zeros(2, 1), 1.0).to_event(2)
+        self.layer.weight = PyroSample(prior)
+
+    def condition(self, context: Tensor) -> RBM:
+        return BernoulliRBM(torch.zeros(2, 1), self.layer(context), torch.zeros(1))
+
+
+def test_random_weights_are_refused() -> None:
+    """log Z would be that of one draw, and free energies those of another."""
+    contexts, data = torch.tensor([[0.0], [1.0]]), torch.zeros(2, 2)
+    message = r"weights \['layer\.weight'\] of the model are random .* condition them first"
+    with pytest.raises(ValueError, match=message):
+        conditional_log_partition(Random(), contexts)
+    with pytest.raises(ValueError, match=message):
+        conditional_nll(Random(), data, contexts)
+    with pytest.raises(ValueError, match=message):
+        BayesClassifier(Random(), contexts, torch.zeros(2))
+
+    class Fixed:
+        """What the message recommends."""
+
+        def __init__(self, model: Random) -> None:
+            self.model, self.draw = model, {"weight": torch.ones(2, 1)}
+
+        def condition(self, context: Tensor) -> RBM:
+            return poutine.condition(self.model.condition, data=self.draw)(context)
+
+    x = torch.tensor([[0.3], [0.3], [-1.0]])
+    first = conditional_nll(Fixed(Random()), torch.ones(3, 2), x, reduction="none")
+    assert first[0] == first[1] and first[0] != first[2]
 
 
 def test_wrong_arguments_of_the_loss() -> None:

@@ -246,7 +246,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"observed": NONE.float()}, "observed must be boolean"),
     ({"observed": ~NONE, "value": BITS * torch.nan}, "value is NaN at an observed entry"),
     ({"initial": torch.zeros(2)}, r"initial must broadcast to \(1, 4, 3\), got shape \(2,\)"),
-    ({"initial": torch.full((3,), torch.nan)}, "initial is NaN at a missing entry"),
+    ({"initial": torch.full((3,), torch.nan)}, "initial is NaN or infinite at a missing entry"),
+    ({"initial": torch.full((3,), torch.inf)}, "initial is NaN or infinite at a missing entry"),
+    ({"initial": torch.full((3,), 0.5)}, "outside of the support at 12 missing units"),
 ]
 
 
@@ -257,3 +259,14 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
         impute(rbm, **{"value": BITS, "observed": NONE, **changes})
     with pytest.raises(TypeError, match="dist must be an RBM"):
         impute(torch.distributions.Normal(0, 1), BITS, NONE)
+    with pytest.raises(TypeError, match="initial must be a tensor, got float"):
+        impute(rbm, BITS, NONE, initial=0.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool])
+def test_start_of_another_dtype(dtype: torch.dtype) -> None:
+    rbm = BernoulliRBM(torch.zeros(3, 2), torch.zeros(3), torch.zeros(2))
+    # What stands at observed entries is not read.
+    start = torch.tensor([7.0, 1.0, 0.0]).to(dtype)
+    result = impute(rbm, BITS, torch.tensor([True, False, False]), 2, 3, initial=start)
+    assert result.samples.dtype == result.mean.dtype == torch.float32

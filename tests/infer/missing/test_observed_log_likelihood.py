@@ -301,6 +301,38 @@ class TestAnnealed:
         truth = observed_log_likelihood(rbm, value, observed, max_states=2**17, method="exact")
         assert ((result.value - truth.value).abs() <= Z_LIMIT * result.std_error).all()
 
+    @pytest.mark.parametrize("family", ["low_rank", "bernoulli", "gaussian"])
+    def test_a_gaussian_layer_is_summed_out(self, family: str) -> None:
+        """In float64, about the middle of the bits, even in the coupling: less error than without that."""
+        generator = torch.Generator().manual_seed(3)
+        size, bits = 12, 8
+        factor = 0.3 * torch.randn(size, 2, generator=generator)
+        gaussian: units.Unit = units.Gaussian(torch.zeros(size), torch.ones(size))
+        if family == "low_rank":
+            gaussian = units.LowRankGaussian(torch.zeros(size), torch.ones(size), factor)
+        weight = 0.5 * torch.randn(size, bits, generator=generator)
+        rbm = RBM(gaussian, units.Bernoulli(torch.full((bits,), -1.0)), weight)
+        if family == "bernoulli":
+            rbm = rbm.transpose()
+        value = torch.zeros(6, rbm.visible.size)
+        observed = torch.zeros_like(value).bool()
+        observed[0] = True
+        if family != "low_rank":
+            observed[1:, :4] = torch.rand(5, 4, generator=generator) < 0.5
+        options = {"num_chains": 100, "num_temperatures": 30, "seed": 0}
+        result = observed_log_likelihood(
+            rbm, value, observed, method="ais", max_states=1, **options
+        )
+        assert not result.exact and result.settings["log_partition"]["method"] == "ais"
+        assert result.settings["dtype"] == "float64"
+        exact = observed_log_likelihood(rbm, value, observed)
+        error = (result.value - exact.value).abs()
+        assert (error <= Z_LIMIT * result.std_error + 1e-5).all()
+        old = rbm if family == "bernoulli" else rbm.transpose()
+        plain = estimate_log_partition(old, "ais", **options)
+        # A complete row has the error of log Z alone.
+        assert 0.0 < result.std_error[0] < 0.7 * plain.std_error
+
     def test_chunks_of_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rbm = random_rbm(("bernoulli", "ising"), offsets=True, batched=True)
         value, observed, _ = rows_for(rbm, 6)
@@ -335,6 +367,9 @@ class TestRefusals:
             observed_log_likelihood(rbm, value, observed, torch.zeros(4))
         with pytest.raises(ValueError, match="value is NaN at an observed entry"):
             observed_log_likelihood(rbm, torch.full((3,), torch.nan), torch.ones(3).bool())
+        normal = RBM(units.Gaussian(torch.zeros(3), torch.ones(3)), rbm.hidden, torch.zeros(3, 2))
+        with pytest.raises(ValueError, match="value is infinite at an observed entry"):
+            observed_log_likelihood(normal, torch.full((3,), -torch.inf), torch.ones(3).bool())
         with pytest.raises(ValueError, match='method="exact" needs log_partition'):
             observed_log_likelihood(rbm, value, ~observed, method="exact", max_states=2)
 

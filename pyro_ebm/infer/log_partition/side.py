@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_ebm.distributions import RBM, reduced_machine
 
-__all__ = ["SIDES", "even_in_coupling", "side_machine"]
+__all__ = ["SIDES", "even_in_coupling", "is_reduced", "side_machine"]
 
 SIDES = ("auto", "visible", "hidden")
 
@@ -19,7 +19,8 @@ def side_machine(dist: RBM, side: str = "auto") -> RBM:
     """The machine whose visible states are those of one layer, with the same log Z.
 
     :param RBM dist: the machine.
-    :param str side: ``"visible"``, ``"hidden"`` or ``"auto"``, see :func:`conditional_log_partition`.
+    :param str side: ``"visible"``, ``"hidden"`` or ``"auto"``, see
+        :func:`~pyro_ebm.infer.conditional_log_partition`.
     :returns: the machine itself, its transpose, or where the other layer is Gaussian its
         :func:`~pyro_ebm.distributions.reduced_machine` in float64.
     """
@@ -34,6 +35,12 @@ def side_machine(dist: RBM, side: str = "auto") -> RBM:
     unit = exact.hidden
     middle = unit.neutral().mean() if unit.is_discrete else None
     return reduced_machine(exact, middle)
+
+
+def is_reduced(machine: RBM) -> bool:
+    """Whether a machine of :func:`side_machine` has a Gaussian layer beside that which is annealed, so that
+    annealing goes better with :func:`even_in_coupling`."""
+    return machine.hidden.is_gaussian and not machine.visible.is_gaussian
 
 
 def even_in_coupling(num_temperatures: int) -> Tensor:
