@@ -3,13 +3,14 @@
 
 """Chains of the visible and of the hidden layer: the same gradient, and which layer is taken."""
 
+from dataclasses import replace
 from typing import Any
 
 import pyro
 import pytest
 import torch
 
-from pyro_ebm.distributions import RBM, GibbsSweep, units
+from pyro_ebm.distributions import RBM, units
 from pyro_ebm.infer import BlockGibbs, ContrastiveDivergence
 from tests.infer.contrastive.conditional_machines import (
     HIDDEN,
@@ -72,9 +73,11 @@ def test_gradient_is_that_of_maximum_likelihood(visible: str, hidden: str, side:
 
 
 def test_a_wrong_hidden_chain_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test has power: fields 10 % too strong give a gradient that it refuses."""
-    original = GibbsSweep.visible_theta
-    monkeypatch.setattr(GibbsSweep, "visible_theta", lambda self, h: original(self, h) * 1.1)
+    """The test has power: chains of a weight 10 % too strong give a gradient that it refuses."""
+    original = RBM.canonical
+    monkeypatch.setattr(
+        RBM, "canonical", lambda self: replace(original(self), weight=1.1 * self.weight)
+    )
     contexts = Contexts("gaussian", "ising", NUM_CONTEXTS)
     data = make_data(contexts)
     got = gradients(contexts, data, "hidden", seed=2)
