@@ -40,6 +40,9 @@ class Split:
     rows: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.rows.to(device), self.labels.to(device))
+
     @property
     def context(self) -> Tensor:
         return one_hot(self.labels, 10).to(self.rows.dtype)
@@ -81,8 +84,10 @@ class Images:
 # --- training -------------------------------------------------------------------------------------
 
 
-def make(arguments: argparse.Namespace, images: Images) -> nn.NeuralBoltzmannMachine:
-    """The untrained model."""
+def make(
+    arguments: argparse.Namespace, images: Images, *, untrained: bool = False
+) -> nn.NeuralBoltzmannMachine:
+    """The model at the start of training, or without that start too."""
     options: dict[str, Any] = {"seed": arguments.seed, "scale_weight": arguments.scale_weight}
     num_pixels = images.data.num_pixels
     if arguments.preset == "paper":
@@ -99,6 +104,8 @@ def make(arguments: argparse.Namespace, images: Images) -> nn.NeuralBoltzmannMac
     model = nn.NeuralBoltzmannMachine(
         10, num_pixels, arguments.hidden, arguments.visible, hidden_sizes=(), **options
     )
+    if untrained:
+        return model
     rows = images.states(images.train.rows, arguments.seed)
     return model.init_from_data(rows, images.train.context, seed=arguments.seed)
 
@@ -141,13 +148,27 @@ def train(arguments: argparse.Namespace, images: Images) -> tuple[nn.NeuralBoltz
     config = configure(arguments)
     checkpoint = Path(str(config.checkpoint))
     if checkpoint.exists():
-        trainer = Trainer.from_checkpoint(checkpoint, num_epochs=arguments.epochs)
+        trainer = Trainer.from_checkpoint(
+            checkpoint, device=arguments.device, num_epochs=arguments.epochs
+        )
+        model = make(arguments, images, untrained=True)
+        refuse_differences(trainer.config.to_dict(), config.to_dict(), arguments.output)
+        refuse_differences(trainer.module.config(), model.config(), arguments.output)
     else:
-        trainer = Trainer(make(arguments, images), config)
+        trainer = Trainer(make(arguments, images).to(arguments.device), config)
     split = images.train
     history = trainer.fit(split.rows, context=split.context)
     pyro_ebm.save(trainer.averaged, checkpoint.with_name("model.safetensors"))
     return trainer.averaged, sum(record["seconds"] for record in history)
+
+
+def refuse_differences(found: dict[str, Any], wanted: dict[str, Any], output: str) -> None:
+    """A run goes on with the options that it was started with."""
+    changed = [name for name in wanted if found[name] != wanted[name]]
+    for name in changed:
+        print(f"{name}: {found[name]!r} in {output}, now {wanted[name]!r}")
+    if changed:
+        raise SystemExit(f"{output} holds a run with other options; give another --output")
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -157,8 +178,9 @@ def evaluate(
     arguments: argparse.Namespace, model: nn.NeuralBoltzmannMachine, images: Images
 ) -> dict[str, Any]:
     """Likelihoods from both sides of log Z, classification by Bayes' rule, quality of samples."""
-    contexts, test = torch.eye(10), images.test()
+    contexts, test = torch.eye(10, device=model.device), images.test().to(model.device)
     means = torch.stack([images.train.rows[images.train.labels == k].mean(0) for k in range(10)])
+    means = means.to(model.device)
     options: dict[str, Any] = {}
     if not images.gaussian:
         options["base"] = 2.0 * means - 1.0 if images.spins else means
@@ -175,7 +197,7 @@ def evaluate(
     likelihood = conditional_likelihood(model, test.rows, test.context, bracket, contexts=contexts)
     prior = torch.bincount(images.train.labels, minlength=10).double()
     classifier = BayesClassifier(model, contexts, bracket, (prior / prior.sum()).log())
-    scores = classification_report(classifier.log_joint(test.rows), test.labels)
+    scores = classification_report(classifier.log_joint(test.rows).cpu(), test.labels.cpu())
     evidence = classifier.log_evidence(test.rows)
     with torch.no_grad():
         machine = model.condition(contexts)
@@ -200,7 +222,7 @@ def draw(machine: RBM, num_chains: int, num_steps: int, seed: int) -> Tensor:
 
     :returns: shape ``(num_chains, 10, H)``.
     """
-    generator = Generator().manual_seed(seed)
+    generator = Generator(device=machine.weight.device).manual_seed(seed)
     theta = machine.hidden.natural_bias.expand(num_chains, 10, machine.hidden.size)
     h = machine.hidden.natural_sample(theta, generator)
     if machine.visible.is_gaussian:
@@ -214,9 +236,9 @@ def judge_samples(
 ) -> dict[str, Any]:
     """Compare samples with real images, class by class."""
     with torch.no_grad():
-        machine = model.condition(torch.eye(10))
+        machine = model.condition(torch.eye(10, device=model.device))
         h = draw(machine, arguments.samples, arguments.sample_steps, arguments.seed)
-        samples = machine.visible_given(h).sample()
+        samples = machine.visible_given(h).sample().cpu()
     labels = torch.arange(10).expand(arguments.samples, 10)
     real, test = images.train, images.test()
     rows = images.states(real.rows, 0)
@@ -265,7 +287,7 @@ def draw_pictures(
 ) -> None:
     """The paper's figures, and the parts of them that do not depend on arbitrary signs."""
     with torch.no_grad():
-        machine = model.condition(torch.eye(10))
+        machine = model.condition(torch.eye(10, device=model.device))
     names, shape = images.data.label_names, images.data.image_shape
     limits = (0.0, 1.0) if arguments.visible == "bernoulli" else (-1.0, 1.0)
     h = draw(machine, 200, arguments.sample_steps, arguments.seed)
@@ -373,6 +395,7 @@ def parse(description: str, data: str, argv: list[str] | None = None) -> argpars
     parser.add_argument("--samples", type=int, default=500, help="samples a class to judge, or 0")
     parser.add_argument("--sample-steps", type=int, help="sweeps before a sample")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--output", help="a folder for the model, the report and the pictures")
     parser.add_argument("--smoke", action="store_true", help="seconds, on the digits")
     options = parser.parse_args(argv)
@@ -384,15 +407,14 @@ def parse(description: str, data: str, argv: list[str] | None = None) -> argpars
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    if options.output is None:
-        options.output = (
-            f"runs/nbm-{options.data}-{options.visible}-{options.preset}-{options.hidden}"
-            f"-seed{options.seed}"
-        )
     if options.smoke:
         options.data, options.hidden, options.epochs, options.rank = "digits", 8, 2, 4
         options.ais_chains, options.ais_temperatures, options.reverse_start = 20, 200, "forward"
         options.samples, options.sample_steps = 20, 20
+    if options.output is None:
+        kind = "smoke" if options.smoke else "nbm"
+        model = f"{options.visible}-{options.preset}-{options.hidden}"
+        options.output = f"runs/{kind}-{options.data}-{model}-seed{options.seed}"
     return options
 
 
