@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from factor_analysis_start import start_at_factor_analysis
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
@@ -107,6 +108,8 @@ def make(
     if untrained:
         return model
     rows = images.states(images.train.rows, arguments.seed)
+    if arguments.visible == "low-rank-gaussian":
+        return start_at_factor_analysis(model, rows, images.train.labels)
     return model.init_from_data(rows, images.train.context, seed=arguments.seed)
 
 
@@ -164,7 +167,9 @@ def train(arguments: argparse.Namespace, images: Images) -> tuple[nn.NeuralBoltz
 
 def refuse_differences(found: dict[str, Any], wanted: dict[str, Any], output: str) -> None:
     """A run goes on with the options that it was started with."""
-    changed = [name for name in wanted if found[name] != wanted[name]]
+    # Where the file lies is no option of the run.
+    names = [name for name in wanted if name != "checkpoint"]
+    changed = [name for name in names if found[name] != wanted[name]]
     for name in changed:
         print(f"{name}: {found[name]!r} in {output}, now {wanted[name]!r}")
     if changed:
