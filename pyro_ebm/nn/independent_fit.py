@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from pyro_ebm.distributions.units import Unit
-from pyro_ebm.ops.grouping import RowGroups, row_buckets
+from pyro_ebm.ops.grouping import RowGroups, group_blocks
 
 __all__ = ["fit_independent"]
 
@@ -76,10 +76,10 @@ def _mean_loss(
     :param Tensor index: that of every row, on the CPU.
     """
     parts = []
-    for bucket in row_buckets(index):
-        groups = RowGroups(index[bucket]).to(y.device)
-        rows = groups.pack(y[bucket.to(y.device)])
-        unit = make_unit(contexts[groups.present])
+    for block in group_blocks(index):
+        groups = RowGroups(block.position).to(y.device)
+        rows = groups.pack(y[block.rows.to(y.device)])
+        unit = make_unit(contexts[block.groups.to(y.device)])
         energy = (unit.energy(rows) * groups.mask().to(y)).sum()
         parts.append(energy + (groups.counts.to(y) * unit.log_partition()).sum())
     return torch.stack(parts).sum() / len(y)

@@ -18,11 +18,12 @@ from pyro_ebm.distributions.units import Unit
 from pyro_ebm.nn.conditional_layer import make_layer
 from pyro_ebm.nn.independent_fit import fit_independent
 from pyro_ebm.nn.nbm_arguments import check_rows, check_sizes, check_weight
-from pyro_ebm.nn.networks import ReLU, Sequential, mlp, random_sites
+from pyro_ebm.nn.networks import ReLU, Sequential, mlp
 from pyro_ebm.nn.param_store import LocalModule, private_parameters
 from pyro_ebm.nn.unit_parameters import check_seed_and_dtype
 from pyro_ebm.nn.visible_networks import FrozenNetworks, VisibleNetworks
 from pyro_ebm.nn.weight_maps import WEIGHT_MAPS
+from pyro_ebm.ops.modules import random_sites
 
 __all__ = ["NeuralBoltzmannMachine"]
 

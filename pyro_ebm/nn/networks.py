@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-__all__ = ["Linear", "ReLU", "Sequential", "freeze", "mlp", "random_sites", "soft_clamp"]
+__all__ = ["Linear", "ReLU", "Sequential", "freeze", "mlp", "soft_clamp"]
 
 #: Layers of torch whose parameters can be made random (:class:`pyro.nn.PyroSample`). Any, as Pyro makes these
 #: classes when they are asked for.
@@ -71,12 +71,3 @@ def freeze(module: nn.Module) -> nn.Module:
             del part._parameters[name]
             part.register_buffer(name, parameter.detach().clone())
     return module
-
-
-def random_sites(module: nn.Module) -> list[str]:
-    """Names of the parameters of a module that are random (:class:`pyro.nn.PyroSample`)."""
-    return [
-        f"{prefix}.{name}" if prefix else name
-        for prefix, part in module.named_modules()
-        for name in getattr(part, "_pyro_samples", ())
-    ]

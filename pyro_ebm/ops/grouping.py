@@ -4,27 +4,73 @@
 """Rows gathered by the group that they belong to, padded to a rectangle."""
 
 import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["RowGroups", "row_buckets"]
+__all__ = ["GroupBlock", "RowGroups", "group_blocks"]
 
 
-def row_buckets(index: Tensor) -> list[Tensor]:
-    """Rows in buckets of groups of similar size, so that padding at most doubles the work.
+#: A rectangle of groups by rows has at most this many places for every row,
+_MAX_PADDING = 4
+#: unless it is no larger than this.
+_SMALL_RECTANGLE = 4096
 
-    One bucket of all rows where their rectangle is not much larger than they are.
 
-    :param Tensor index: group of every row, whole numbers >= 0, shape ``(rows,)``, on the CPU.
-    :returns: the numbers of the rows of each bucket; all rows of a group are in one.
+@dataclass(frozen=True)
+class GroupBlock:
+    """Some groups and all rows that belong to them.
+
+    :param Tensor groups: numbers of the groups, shape ``(G,)``.
+    :param Tensor rows: numbers of the rows, shape ``(n,)``.
+    :param Tensor position: for every row the place of its group in ``groups``, shape ``(n,)``.
     """
+
+    groups: Tensor
+    rows: Tensor
+    position: Tensor
+
+
+def group_blocks(
+    index: Tensor,
+    max_groups: int | None = None,
+    *,
+    max_padding: float = _MAX_PADDING,
+    small: int | None = None,
+) -> Iterator[GroupBlock]:
+    """Divide rows into blocks that fit well into a rectangle of groups by rows.
+
+    Groups with about as many rows each are put together, so that padding the rows of every group to the
+    same number costs little.
+
+    :param Tensor index: the number of every row's group, shape ``(rows,)``.
+    :param int max_groups: groups of a block at most; any number if None.
+    :param float max_padding: places for every row at most,
+    :param int small: unless the rectangle has no more places than this; 4096 if None.
+    """
+    small = _SMALL_RECTANGLE if small is None else small
     counts = torch.bincount(index)
-    present = int((counts > 0).sum())
-    if int(counts.max()) * present <= 2 * len(index):
-        return [torch.arange(len(index))]
-    level = counts[index].double().log2().floor()
-    return [torch.nonzero(level == k).squeeze(-1) for k in level.unique()]
+    order = torch.argsort(counts, descending=True, stable=True)
+    order = order[counts[order] > 0]
+    rank = torch.empty_like(counts)
+    rank[order] = torch.arange(len(order), device=index.device)
+    row_rank = rank[index]
+    rows = torch.argsort(row_rank, stable=True)
+    sizes = counts[order].tolist()
+    start = first_row = 0
+    while start < len(sizes):
+        stop, num_rows = start, 0
+        while stop < len(sizes) and (max_groups is None or stop - start < max_groups):
+            rectangle = sizes[start] * (stop + 1 - start)
+            if rectangle > max(max_padding * (num_rows + sizes[stop]), small):
+                break
+            num_rows += sizes[stop]
+            stop += 1
+        part = rows[first_row : first_row + num_rows]
+        yield GroupBlock(order[start:stop], part, row_rank[part] - start)
+        start, first_row = stop, first_row + num_rows
 
 
 class RowGroups:

@@ -12,7 +12,7 @@ from pyro_ebm.infer import ParallelTempering
 from pyro_ebm.infer.conditional.nll import exact_by_reduction
 from pyro_ebm.infer.contrastive.negative import move_chains
 from pyro_ebm.infer.log_partition.exact import MAX_STATES
-from pyro_ebm.ops.grouping import RowGroups, row_buckets
+from pyro_ebm.ops.grouping import RowGroups, group_blocks
 from pyro_ebm.training.config import TrainerConfig
 
 __all__ = ["ConditionalGradient"]
@@ -21,6 +21,8 @@ __all__ = ["ConditionalGradient"]
 #: every chain moves at every step.
 MAX_FIXED_CONTEXTS = 32
 _DEFAULT_CHAINS = 20
+#: Places of the rectangle of a batch for every row at most.
+_MAX_PADDING = 2
 
 
 class ConditionalGradient:
@@ -61,8 +63,8 @@ class ConditionalGradient:
         self._observed: Tensor | None = None
         self._contexts: Tensor | None = None
         self._index: Tensor | None = None
-        # Whether no context waits for the first of its rows to start its chains.
-        self._all_started = False
+        # Which contexts have chains, on the CPU, so that asking costs no wait; None if not known yet.
+        self._started: Tensor | None = None
         self._parameters = [p for p in module.parameters() if p.requires_grad]
 
     def start(self, context: Tensor) -> None:
@@ -129,41 +131,42 @@ class ConditionalGradient:
         """
         assert self._contexts is not None and self._index is not None
         index = self._index[rows]
-        # A batch in which one context dominates is done in parts. Tempering takes all contexts at once.
-        tempering = self.config.negative_phase == "tempering"
-        buckets = [torch.arange(len(rows))] if tempering else row_buckets(index)
+        parts = [torch.arange(len(rows))]
+        if self.config.negative_phase != "tempering":  # which takes all contexts at once
+            # A batch in which one context dominates is done in parts.
+            blocks = list(group_blocks(index, max_padding=_MAX_PADDING, small=0))
+            parts = parts if len(blocks) == 1 else [block.rows for block in blocks]
+        fixed = len(parts) == 1 and len(self._contexts) <= MAX_FIXED_CONTEXTS
+        num_groups = len(self._contexts) if fixed else None
         with torch.enable_grad():
-            if len(buckets) == 1:
-                fixed = len(self._contexts) <= MAX_FIXED_CONTEXTS
-                groups = RowGroups(index, len(self._contexts) if fixed else None)
-                loss = self._loss(batch, rows, groups, len(rows))
-            else:
-                parts = []
-                for bucket in buckets:
-                    part = batch[bucket.to(batch.device, non_blocking=True)]
-                    groups = RowGroups(index[bucket])
-                    parts.append(self._loss(part, rows[bucket], groups, len(rows)))
-                loss = torch.stack(parts).sum()
+            losses = [
+                self._loss(
+                    batch if len(parts) == 1 else batch[part.to(batch.device, non_blocking=True)],
+                    rows[part],
+                    RowGroups(index[part], num_groups),
+                )
+                for part in parts
+            ]
+            loss = torch.stack(losses).sum() / len(rows)
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
 
-    def _loss(self, batch: Tensor, rows: Tensor, groups: RowGroups, num_rows: int) -> Tensor:
-        """A scalar with the gradient of what these rows add to the mean over ``num_rows``."""
+    def _loss(self, batch: Tensor, rows: Tensor, plan: RowGroups) -> Tensor:
+        """A scalar with the gradient of the sum of the negative log-likelihood over some rows."""
         assert self._contexts is not None
-        groups = groups.to(batch.device)
-        every = groups.num_groups == len(self._contexts)
-        present = None if every else groups.present
-        contexts = self._contexts if present is None else self._contexts[present]
+        groups = plan.to(batch.device)
+        every = plan.num_groups == len(self._contexts)
+        contexts = self._contexts if every else self._contexts[groups.present]
         dist = self.module.condition(contexts, validate_args=False)
         y, mask = groups.pack(batch), groups.mask().to(batch)
         if self.completed is not None and self._observed is not None:
             y = self._complete(dist, y, rows, groups)
-        loss = (dist.free_energy(y) * mask).sum()
-        loss = loss + self._log_partition(
+        # On the CPU, for what is decided there.
+        present = None if every else plan.present
+        return (dist.free_energy(y) * mask).sum() + self._log_partition(
             dist, y, mask, groups.counts.to(batch), present, len(rows)
         )
-        return loss / num_rows
 
     def after_step(self) -> None:
         """Nothing moves after an update."""
@@ -214,25 +217,26 @@ class ConditionalGradient:
 
     @torch.no_grad()
     def _persistent(self, side: RBM, y: Tensor, mask: Tensor, present: Tensor | None) -> Tensor:
+        """States of the chains of the contexts ``present`` (on the CPU; all if None), moved."""
         assert self._contexts is not None
         count = self.config.num_chains or _DEFAULT_CHAINS
-        if present is None:
-            if self.chains is None:
-                self.chains = self._start(side, y, mask, count)
-            elif not self._all_started:
-                fresh = self._start(side, y, mask, count)
-                self.chains = torch.where(self.chains.isnan(), fresh, self.chains)
-            self._all_started = True
-            self.chains = self._move(side, self.chains)
-            return self.chains
         if self.chains is None:
+            # NaN marks contexts that have not been met.
             shape = (count, len(self._contexts), side.event_shape[0])
             self.chains = side.weight.new_full(shape, torch.nan)
-        chains = self.chains[:, present]
-        # NaN marks contexts that are met for the first time.
-        fresh = self._start(side, y, mask, count)
-        chains = self._move(side, torch.where(chains.isnan(), fresh, chains))
-        self.chains[:, present] = chains
+        if self._started is None:
+            self._started = ~self.chains[0, :, 0].isnan().cpu()
+        where = slice(None) if present is None else present.to(y.device, non_blocking=True)
+        here = slice(None) if present is None else present
+        chains = self.chains[:, where]
+        if not bool(self._started[here].all()):
+            chains = torch.where(chains.isnan(), self._start(side, y, mask, count), chains)
+            self._started[here] = True
+        chains = self._move(side, chains)
+        if present is None:
+            self.chains = chains
+        else:
+            self.chains[:, where] = chains
         return chains
 
     def _move(self, side: RBM, chains: Tensor) -> Tensor:
@@ -289,5 +293,4 @@ class ConditionalGradient:
         self._contexts = moved.pop("contexts", None)
         self.completed = moved.pop("completed", None)
         self.kernel_state = {name.removeprefix("kernel."): t for name, t in moved.items()}
-        # Drawing a start that is not needed would change the random numbers that follow.
-        self._all_started = self.chains is not None and not bool(self.chains.isnan().any())
+        self._started = None

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_ebm import nn
 from pyro_ebm.distributions import RBM
 from pyro_ebm.infer.conditional.contexts import evaluating
-from pyro_ebm.ops.grouping import RowGroups
+from pyro_ebm.ops.grouping import RowGroups, group_blocks
 
 __all__ = ["conditional_metrics", "epoch_metrics"]
 
@@ -52,23 +52,31 @@ def conditional_metrics(
 ) -> dict[str, float]:
     """Metrics of one epoch of a conditional model in evaluation mode, see :func:`epoch_metrics`.
 
+    Free energies lack log Z(x): compare them between rows of the same contexts.
+
     :param module: the model.
     :param data: rows and contexts of the training data, then those of the validation data.
     """
     metrics: dict[str, float] = {}
     for name, (rows, context) in zip(("train", "validation"), data, strict=False):
         contexts, index = torch.unique(context, dim=0, return_inverse=True)
-        groups = RowGroups(index)
-        with evaluating(module):
-            dist = module.condition(contexts.to(module.device, module.dtype), validate_args=False)
-        y = groups.pack(rows)
-        free_energy = groups.unpack(dist.free_energy(y))
-        metrics[f"free_energy_{name}"] = free_energy.mean().item()
-        if name == "train":
+        contexts = contexts.to(module.device, module.dtype)
+        energies, errors, norms = [], [], []
+        for block in group_blocks(index):
+            groups = RowGroups(block.position)
+            with evaluating(module):
+                own = contexts[block.groups.to(contexts.device)]
+                dist = module.condition(own, validate_args=False)
+            y = groups.pack(rows[block.rows.to(rows.device)])
+            energies.append(groups.unpack(dist.free_energy(y)))
             mean = dist.hidden.mean(dist.hidden_field(y))
-            reconstruction = groups.unpack(dist.visible.mean(dist.visible_field(mean)))
-            metrics["reconstruction_error"] = (rows - reconstruction).square().mean().item()
-            metrics["weight_norm"] = dist.weight.norm(dim=(-2, -1)).mean().item()
+            error = (y - dist.visible.mean(dist.visible_field(mean))).square()
+            errors.append(groups.unpack(error.mean(-1)))
+            norms.append(dist.weight.norm(dim=(-2, -1)).expand(groups.num_groups))
+        metrics[f"free_energy_{name}"] = torch.cat(energies).mean().item()
+        if name == "train":
+            metrics["reconstruction_error"] = torch.cat(errors).mean().item()
+            metrics["weight_norm"] = torch.cat(norms).mean().item()
         else:
             gap = metrics["free_energy_validation"] - metrics["free_energy_train"]
             metrics["free_energy_gap"] = gap

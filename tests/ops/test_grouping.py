@@ -6,7 +6,7 @@
 import pytest
 import torch
 
-from pyro_ebm.ops.grouping import RowGroups, row_buckets
+from pyro_ebm.ops.grouping import RowGroups, group_blocks
 
 INDICES = {
     "one": [0],
@@ -106,20 +106,36 @@ def test_refusals(index, num_groups, message):
         RowGroups(index, num_groups)
 
 
-def test_buckets_hold_groups_of_similar_size():
+@pytest.mark.parametrize("max_groups", [None, 1, 7])
+def test_blocks(max_groups: int | None) -> None:
+    """Every row once, in a block with its group; rectangles are not much larger than their rows."""
+    generator = torch.Generator().manual_seed(1)
+    index = torch.cat([torch.randint(500, (3000,), generator=generator), torch.full((4000,), 77)])
+    index = index[torch.randperm(len(index), generator=generator)]
+    found = []
+    for block in group_blocks(index, max_groups):
+        assert torch.equal(block.groups[block.position], index[block.rows])
+        assert max_groups is None or len(block.groups) <= max_groups
+        depth = int(torch.bincount(block.position).max())
+        assert depth * len(block.groups) <= max(4 * len(block.rows), 4096)
+        found.append(block.rows)
+    assert torch.equal(torch.cat(found).sort().values, torch.arange(7000))
+    assert max_groups is not None or len(found) <= 10
+
+
+def test_blocks_hold_groups_of_similar_size():
+    """Without a small rectangle to fall back on, padding at most doubles the rows."""
     index = torch.tensor([0] * 40 + [1] * 3 + [2] * 2 + [3, 4, 5])
-    buckets = row_buckets(index)
-    assert sorted(torch.cat(buckets).tolist()) == list(range(len(index)))
-    groups = [set(index[rows].tolist()) for rows in buckets]
-    assert groups == [{3, 4, 5}, {1, 2}, {0}]
-    for rows in buckets:
-        plan = RowGroups(index[rows])
-        assert plan.depth * plan.num_groups <= 2 * len(rows)
+    blocks = list(group_blocks(index, max_padding=2, small=0))
+    assert [block.groups.tolist() for block in blocks] == [[0, 1], [2, 3, 4, 5]]
+    for block in blocks:
+        plan = RowGroups(block.position)
+        assert plan.depth * plan.num_groups <= 2 * len(block.rows)
 
 
-def test_even_groups_are_one_bucket():
-    (rows,) = row_buckets(torch.tensor([2, 0, 2, 0, 5]))
-    assert rows.tolist() == [0, 1, 2, 3, 4]
+def test_even_groups_are_one_block():
+    (block,) = group_blocks(torch.tensor([2, 0, 2, 0, 5]), max_padding=2, small=0)
+    assert sorted(block.rows.tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_a_plan_goes_to_a_device():

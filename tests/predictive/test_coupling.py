@@ -83,10 +83,7 @@ def test_one_mode_below_one(largest: float) -> None:
 
 
 def test_mixed_layers() -> None:
-    mixed = getattr(units, "Mixed", None)
-    if mixed is None:
-        pytest.skip("no Mixed units")
-    visible = mixed(
+    visible = units.Mixed(
         [
             units.Gaussian(torch.zeros(2).double(), torch.tensor([2.0, 4.0]).double()),
             units.Bernoulli(torch.zeros(3).double()),

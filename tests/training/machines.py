@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules of every pair of families with random parameters, and the same machines for brute force."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -102,3 +105,21 @@ def some_bits(num_rows: int, num_visible: int = 6, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     rates = torch.linspace(0.2, 0.8, num_visible).expand(num_rows, num_visible)
     return torch.bernoulli(rates, generator=generator)
+
+
+@contextmanager
+def interrupt_at(step: int, gradient: type, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C arrives at the given step of a run whose gradients a class makes."""
+    done = 0
+    original = gradient.__call__
+
+    def interrupted(self, *batch):
+        nonlocal done
+        if done == step:
+            raise KeyboardInterrupt
+        done += 1
+        return original(self, *batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(gradient, "__call__", interrupted)
+        yield

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_ebm import nn
 from pyro_ebm.distributions import GibbsSweep
 from pyro_ebm.infer import exact_log_partition
-from pyro_ebm.ops.grouping import row_buckets
+from pyro_ebm.ops.grouping import group_blocks
 from pyro_ebm.training import TrainerConfig
 from pyro_ebm.training.conditional_gradient import MAX_FIXED_CONTEXTS, ConditionalGradient
 from tests import brute_force
@@ -515,7 +515,8 @@ def test_a_context_that_dominates_is_done_apart(options):
     x = contexts[index]
     with torch.no_grad():
         y = nbm.condition(x.flip(0)).sample()
-    assert [len(rows) for rows in row_buckets(index)] == [4, 2, 50]
+    blocks = group_blocks(index, max_padding=2, small=0)
+    assert [len(block.rows) for block in blocks] == [52, 4]
     exact = make_gradient(nbm, x, negative_phase="exact")
     assert_close(run(exact, nbm, y), exact_gradient(nbm, y, x))
     gradient = make_gradient(nbm, x, **options)

@@ -19,6 +19,7 @@ from pyro_ebm.infer import exact_log_partition
 from pyro_ebm.training import Trainer, TrainerConfig, paper_config
 from pyro_ebm.training.conditional_gradient import ConditionalGradient
 from tests.nn.conditional import VISIBLE, make_nbm, some_contexts
+from tests.training.machines import interrupt_at
 
 ROWS, BATCH, NUM_EPOCHS = 110, 40, 4
 BATCHES = 3
@@ -384,18 +385,7 @@ def fit_until(
     step: int, trainer: Trainer, y: Tensor, x: Tensor, monkeypatch, observed: Tensor | None = None
 ) -> None:
     """Run until Ctrl-C arrives at the given step."""
-    done = 0
-    original = ConditionalGradient.__call__
-
-    def interrupted(gradient, *batch):
-        nonlocal done
-        if done == step:
-            raise KeyboardInterrupt
-        done += 1
-        return original(gradient, *batch)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ConditionalGradient, "__call__", interrupted)
+    with interrupt_at(step, ConditionalGradient, monkeypatch):
         trainer.fit(y, context=x, observed=observed)
 
 

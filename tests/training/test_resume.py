@@ -16,7 +16,7 @@ from pyro_ebm import nn
 from pyro_ebm.nn import ModelFileError
 from pyro_ebm.training import Trainer, TrainerConfig, TrainingDivergedError
 from pyro_ebm.training.gradient import ContrastiveGradient
-from tests.training.machines import assert_same_state, random_module, some_bits
+from tests.training.machines import assert_same_state, interrupt_at, random_module, some_bits
 
 NUM_EPOCHS = 4
 DATA = some_bits(110)
@@ -53,18 +53,7 @@ def make_trainer(path: Path | None, module: nn.RBM | None = None, **options) -> 
 
 def fit_until(step: int, trainer: Trainer, data, validation, monkeypatch) -> None:
     """Run until Ctrl-C arrives at the given step."""
-    done = 0
-    original = ContrastiveGradient.__call__
-
-    def interrupted(gradient, *batch):
-        nonlocal done
-        if done == step:
-            raise KeyboardInterrupt
-        done += 1
-        return original(gradient, *batch)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ContrastiveGradient, "__call__", interrupted)
+    with interrupt_at(step, ContrastiveGradient, monkeypatch):
         trainer.fit(data, validation)
 
 

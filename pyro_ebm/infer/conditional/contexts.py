@@ -5,30 +5,23 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_ebm.distributions import RBM
+from pyro_ebm.ops.modules import random_sites
 
 __all__ = [
     "ConditionalModel",
-    "ContextBlock",
     "check_contexts",
     "condition",
-    "context_blocks",
     "evaluating",
     "match_contexts",
     "refuse_random_weights",
     "unique_contexts",
 ]
-
-#: A block of contexts is padded to this many times its rows at most,
-_MAX_PADDING = 4
-#: unless it is no larger than this.
-_SMALL_RECTANGLE = 4096
 
 
 class ConditionalModel(Protocol):
@@ -124,11 +117,7 @@ def refuse_random_weights(model: Any) -> None:
     """
     if not isinstance(model, torch.nn.Module):
         return
-    sites = [
-        f"{prefix}.{name}" if prefix else name
-        for prefix, part in model.named_modules()
-        for name in getattr(part, "_pyro_samples", ())
-    ]
+    sites = random_sites(model)
     if sites:
         raise ValueError(
             f"weights {sites} of the model are random (PyroSample), and every call draws others: "
@@ -176,48 +165,3 @@ def evaluating(model: Any) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-@dataclass(frozen=True)
-class ContextBlock:
-    """Some contexts and all rows that belong to them.
-
-    :param Tensor contexts: numbers of the contexts, shape ``(C,)``.
-    :param Tensor rows: numbers of the rows, shape ``(n,)``.
-    :param Tensor position: for every row the place of its context in ``contexts``, shape ``(n,)``.
-    """
-
-    contexts: Tensor
-    rows: Tensor
-    position: Tensor
-
-
-def context_blocks(index: Tensor, max_contexts: int | None = None) -> Iterator[ContextBlock]:
-    """Divide rows into blocks that fit well into a rectangle of contexts by rows.
-
-    Contexts with about as many rows each are put together, so that padding the rows of every context to
-    the same number costs little.
-
-    :param Tensor index: the number of every row's context, shape ``(rows,)``.
-    :param int max_contexts: contexts of a block at most; any number if None.
-    """
-    counts = torch.bincount(index)
-    order = torch.argsort(counts, descending=True, stable=True)
-    order = order[counts[order] > 0]
-    rank = torch.empty_like(counts)
-    rank[order] = torch.arange(len(order), device=index.device)
-    row_rank = rank[index]
-    rows = torch.argsort(row_rank, stable=True)
-    sizes = counts[order].tolist()
-    start = first_row = 0
-    while start < len(sizes):
-        stop, num_rows = start, 0
-        while stop < len(sizes) and (max_contexts is None or stop - start < max_contexts):
-            rectangle = sizes[start] * (stop + 1 - start)
-            if rectangle > max(_MAX_PADDING * (num_rows + sizes[stop]), _SMALL_RECTANGLE):
-                break
-            num_rows += sizes[stop]
-            stop += 1
-        part = rows[first_row : first_row + num_rows]
-        yield ContextBlock(order[start:stop], part, row_rank[part] - start)
-        start, first_row = stop, first_row + num_rows

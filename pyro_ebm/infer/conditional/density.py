@@ -10,10 +10,9 @@ from pyro_ebm.distributions import RBM
 from pyro_ebm.infer.conditional.contexts import (
     ConditionalModel,
     condition,
-    context_blocks,
     evaluating,
 )
-from pyro_ebm.ops.grouping import RowGroups
+from pyro_ebm.ops.grouping import RowGroups, group_blocks
 
 __all__ = ["check_data", "contexts_per_chunk", "grouped_free_energy", "log_densities"]
 
@@ -96,8 +95,8 @@ def log_densities(
     with evaluating(model):
         first = condition(model, contexts[:1])
         check_data(first, data, len(index))
-        for block in context_blocks(index, contexts_per_chunk(first, chunk_contexts)):
-            dist = condition(model, contexts[block.contexts]).to(torch.float64)
+        for block in group_blocks(index, contexts_per_chunk(first, chunk_contexts)):
+            dist = condition(model, contexts[block.groups]).to(torch.float64)
             rows = data[block.rows.to(data.device)]
             energy = grouped_free_energy(dist, rows, block.position)
             result[block.rows] = -energy.to(result.device)

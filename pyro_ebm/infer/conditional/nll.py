@@ -12,11 +12,11 @@ from pyro_ebm.distributions.sampling import MAX_EXACT_STATES
 from pyro_ebm.infer.conditional.contexts import (
     ConditionalModel,
     condition,
-    context_blocks,
     unique_contexts,
 )
 from pyro_ebm.infer.conditional.density import check_data, grouped_free_energy
 from pyro_ebm.infer.log_partition import exact_log_partition
+from pyro_ebm.ops.grouping import group_blocks
 
 __all__ = ["conditional_nll", "exact_by_reduction"]
 
@@ -77,8 +77,8 @@ def conditional_nll(
     contexts, index = unique_contexts(context)
     parts: list[Tensor] = []
     order: list[Tensor] = []
-    for block in context_blocks(index):
-        dist = condition(model, contexts[block.contexts])
+    for block in group_blocks(index):
+        dist = condition(model, contexts[block.groups])
         if not parts:
             check_data(dist, data, len(context))
         log_z = exact_by_reduction(dist, max_states)

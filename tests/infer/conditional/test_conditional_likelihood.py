@@ -23,7 +23,7 @@ from pyro_ebm.infer import (
     conditional_nll,
     unique_contexts,
 )
-from pyro_ebm.infer.conditional.contexts import context_blocks, match_contexts
+from pyro_ebm.infer.conditional.contexts import match_contexts
 
 CONTEXTS = torch.tensor([[0.0], [1.0], [2.0]])
 
@@ -106,23 +106,6 @@ class TestMatchContexts:
         table = torch.tensor([[0.1], [0.7]], dtype=torch.float64)
         assert match_contexts(table[[1, 0]].float(), table).tolist() == [1, 0]
         assert match_contexts(table[[1, 0]], table.float()).tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("max_contexts", [None, 1, 7])
-def test_blocks(max_contexts: int | None) -> None:
-    """Every row once, in a block with its context; rectangles are not much larger than their rows."""
-    generator = torch.Generator().manual_seed(1)
-    index = torch.cat([torch.randint(500, (3000,), generator=generator), torch.full((4000,), 77)])
-    index = index[torch.randperm(len(index), generator=generator)]
-    found = []
-    for block in context_blocks(index, max_contexts):
-        assert torch.equal(block.contexts[block.position], index[block.rows])
-        assert max_contexts is None or len(block.contexts) <= max_contexts
-        depth = int(torch.bincount(block.position).max())
-        assert depth * len(block.contexts) <= max(4 * len(block.rows), 4096)
-        found.append(block.rows)
-    assert torch.equal(torch.cat(found).sort().values, torch.arange(7000))
-    assert max_contexts is not None or len(found) <= 10
 
 
 class TestConditionalLikelihood:

@@ -17,7 +17,7 @@ from pyro_ebm.infer import (
     conditional_nll,
     unique_contexts,
 )
-from pyro_ebm.infer.conditional import contexts as contexts_module
+from pyro_ebm.ops import grouping
 from tests.distributions.families import some_states, to_machine, uniform
 from tests.infer.conditional.blends import EXACT_PAIRS, Blend, brute_log_joint
 
@@ -65,7 +65,7 @@ def test_blocks_do_not_matter(
     model: Blend, rectangle: int, chunk_contexts: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Very different numbers of rows for each context, in any order."""
-    monkeypatch.setattr(contexts_module, "_SMALL_RECTANGLE", rectangle)
+    monkeypatch.setattr(grouping, "_SMALL_RECTANGLE", rectangle)
     contexts = torch.tensor([[0.0, 0.0], [0.3, 0.0], [0.6, 0.0], [0.9, 0.0]])
     index = torch.tensor([3] * 29 + [1] * 5 + [0] * 4 + [2])[torch.randperm(39)]
     data = some_rows(model, 8)[torch.randint(8, (39,))]
