@@ -540,3 +540,20 @@ def test_contexts_that_a_batch_left_out_start_later():
     assert int(waiting.sum()) == 1
     run(gradient, nbm, y[second], second)
     assert bool(gradient.chains.isfinite().all())
+
+
+def test_a_start_is_drawn_only_for_contexts_that_are_new(monkeypatch):
+    nbm = make_nbm("ising")
+    x = some_contexts(MAX_FIXED_CONTEXTS + 3)
+    with torch.no_grad():
+        y = nbm.condition(x).sample()
+    starts = []
+    original = ConditionalGradient._start
+    monkeypatch.setattr(
+        ConditionalGradient, "_start", lambda *args: starts.append(1) or original(*args)
+    )
+    gradient = make_gradient(nbm, x, persistent=True, num_chains=4)
+    first, second = torch.arange(10), torch.arange(5, 15)
+    for rows, expected in ((first, 1), (first, 1), (second, 2), (first, 2), (second, 2)):
+        run(gradient, nbm, y[rows], rows)
+        assert len(starts) == expected
