@@ -3,8 +3,9 @@
 
 """Training of Boltzmann machines."""
 
+from pyro_ebm.training.callbacks import Callback
 from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.presets import paper_config
 from pyro_ebm.training.trainer import Trainer, TrainingDivergedError
 
-__all__ = ["Trainer", "TrainerConfig", "TrainingDivergedError", "paper_config"]
+__all__ = ["Callback", "Trainer", "TrainerConfig", "TrainingDivergedError", "paper_config"]

@@ -39,6 +39,7 @@ class Checkpoint:
     :param state: tensors of the gradient, such as persistent chains, by name.
     :param generator: state of the random generator.
     :param average: the averaged parameters, as their ``state_dict()``; empty for none.
+    :param schedule: the state of torch's schedule of the learning rate; empty for none.
     """
 
     module: nn.RBM | nn.NeuralBoltzmannMachine
@@ -49,6 +50,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     generator: Tensor
     average: dict[str, Tensor]
+    schedule: dict[str, Any]
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -66,6 +68,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         "training": checkpoint.config.to_dict(),
         "epoch": checkpoint.epoch,
         "history": checkpoint.history,
+        "schedule": checkpoint.schedule,
         "trained": [n for n, p in checkpoint.module.named_parameters() if p.requires_grad],
     }
     write_tensors(path, tensors, metadata)
@@ -92,6 +95,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         _freeze_others(module, metadata.get("trained"))
         config = TrainerConfig.from_dict(metadata["training"])
         epoch, history = int(metadata["epoch"]), list(metadata["history"])
+        schedule = dict(metadata.get("schedule", {}))
         state = _part(tensors, _STATE)
         generator = state.pop("generator").to(torch.uint8)
         _check_chains(state.get("chains"), module, tensors[names[0]].dtype)
@@ -100,7 +104,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: damaged checkpoint ({error!r})") from error
     average = _part(tensors, _AVERAGE)
-    return Checkpoint(module, config, epoch, history, optimizer, state, generator, average)
+    return Checkpoint(
+        module, config, epoch, history, optimizer, state, generator, average, schedule
+    )
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from pyro_ebm.infer.contrastive.negative import move_chains
 from pyro_ebm.infer.log_partition.exact import MAX_STATES
 from pyro_ebm.ops.grouping import RowGroups, group_blocks
 from pyro_ebm.training.config import TrainerConfig
+from pyro_ebm.training.schedules import value_at
 
 __all__ = ["ConditionalGradient"]
 
@@ -54,6 +55,8 @@ class ConditionalGradient:
         side = config.negative_side
         #: Whether negatives are hidden states.
         self.in_hidden = gaussian if side == "auto" else side == "hidden"
+        #: Sweeps an update.
+        self.num_steps: int = value_at(config.num_steps, 0)
         #: States of the persistent chains, shape ``(num_chains, contexts, size)``.
         self.chains: Tensor | None = None
         #: What else the state of tempering consists of.
@@ -168,8 +171,18 @@ class ConditionalGradient:
             dist, y, mask, groups.counts.to(batch), present, len(rows)
         )
 
+    def start_epoch(self, epoch: int) -> None:
+        """Take the values of the schedules.
+
+        :param int epoch: epochs that are done.
+        """
+        self.num_steps = value_at(self.config.num_steps, epoch)
+
     def after_step(self) -> None:
         """Nothing moves after an update."""
+
+    def after_epoch(self) -> None:
+        """Nothing is kept from epoch to epoch but the chains."""
 
     @torch.no_grad()
     def _complete(self, dist: RBM, y: Tensor, rows: Tensor, groups: RowGroups) -> Tensor:
@@ -179,7 +192,7 @@ class ConditionalGradient:
         # Places without a row count as observed: nothing need be drawn there.
         observed = ~groups.pack(~self._observed[rows])
         sweep = ClampedSweep(dist.detach(), y, observed, self.generator)
-        y = sweep.run(groups.pack(self.completed[rows]), self.config.num_steps)
+        y = sweep.run(groups.pack(self.completed[rows]), self.num_steps)
         self.completed[rows] = groups.unpack(y)
         return y
 
@@ -212,7 +225,7 @@ class ConditionalGradient:
         start = self._start(frozen, y, mask, count)
         weight = mask if count is None else counts / count
         # The start at the hidden layer without its couplings is the first half of a sweep.
-        negatives = GibbsSweep(frozen, self.generator).run(start, self.config.num_steps - prior)
+        negatives = GibbsSweep(frozen, self.generator).run(start, self.num_steps - prior)
         return -(side.free_energy(negatives) * weight).sum()
 
     @torch.no_grad()
@@ -240,7 +253,7 @@ class ConditionalGradient:
         return chains
 
     def _move(self, side: RBM, chains: Tensor) -> Tensor:
-        steps = self.config.num_steps
+        steps = self.num_steps
         if self.config.negative_phase == "gibbs":
             return GibbsSweep(side, self.generator).run(chains, steps)
 

@@ -3,84 +3,164 @@
 
 """Options of a training run."""
 
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-__all__ = ["LEARNING_RATE_SCHEDULES", "OPTIMIZERS", "TrainerConfig"]
+from pyro_ebm.training.config_checks import CHECKS, SCHEDULES, check_combinations
+from pyro_ebm.training.schedules import check, tabulate
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
-CHAIN_STARTS = ("data", "prior")
-NEGATIVE_PHASES = ("gibbs", "tempering", "exact")
-NEGATIVE_SIDES = ("auto", "visible", "hidden")
-_GROUP_OPTIONS = {"learning_rate", "weight_decay"}
+__all__ = ["TrainerConfig"]
+
+_Rate = float | Sequence[float] | Callable[[int], float]
+_Count = int | Sequence[int] | Callable[[int], int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """Options of :class:`~pyro_ebm.training.Trainer`.
+    r"""Options of :class:`~pyro_ebm.training.Trainer`.
+
+    Options marked *(schedule)* take a number, a list with one number an epoch (the last one holds on) or
+    a function of the epoch, of which the first is 0; a function is tabulated for ``num_epochs`` when the
+    configuration is made, so that a file can hold it. Options marked *(RBM)* are refused by
+    conditional models, and those marked *(conditional)* by an RBM.
+
+    **The run**
 
     :param int num_epochs: passes over the data.
     :param int batch_size: rows per update.
-    :param float learning_rate: step size of the optimiser.
-    :param int num_steps: Gibbs sweeps per update (the k of CD-k and PCD-k).
-    :param bool persistent: whether chains go on from update to update (PCD) or start at the data (CD).
+    :param int seed: seed of all random numbers of the run; drawn from the global generator if None.
+    :param bool binarize: whether the data are rates in [0, 1] from which new bits (or spins) are drawn
+        at each visit.
+    :param float noise_std: standard deviation of noise that is added to the data at each visit.
+    :param int metrics_rows: rows of training and validation data that metrics are computed on.
+    :param str checkpoint: file that receives a checkpoint, None for none.
+    :param int checkpoint_every: epochs between checkpoints; the last epoch always writes one.
+    :param bool progress: whether to show a progress bar.
+
+    **The model's side**
+
+    :param int num_steps: Gibbs sweeps per update, the k of CD-k and PCD-k *(schedule)*.
+    :param bool persistent: whether chains go on from update to update (PCD) or start anew (CD).
     :param int num_chains: chains of the model's side; ``batch_size`` if None. With CD they start at
         randomly chosen rows of the batch. For a conditional model, chains of every context; if None 20
         where they are persistent, one a row where they start at the data, and where they start at the
         "prior" as many as a context of the batch has rows on average, rounded up; the chains of a
         context have the weight of its rows.
-    :param int seed: seed of all random numbers of the run; drawn from the global generator if None.
-    :param str optimizer: "sgd", "adam" or "adamw".
-    :param float momentum: momentum of "sgd".
-    :param float weight_decay: decay of the weights (not of the biases): added to the gradient, except
-        by "adamw", which decouples it.
-    :param str learning_rate_schedule: "constant", or "linear" or "cosine" to fall to zero over the run.
+    :param str chain_start: where the chains of CD start: at the "data"; of an RBM at "noise", the visible
+        layer without its couplings; of a conditional model at the "prior", the hidden layer without its
+        couplings (for Gaussian units the paper's start at the mean).
+    :param str negative_phase: "gibbs"; "tempering" or "trajectory" (of persistent chains), replicas at
+        several temperatures, or at several earlier machines of the run *(RBM)*; or "exact", the gradient of
+        the exact log Z, for layers that can be enumerated.
+    :param str negative_side: whether negatives are "visible" or "hidden" states; "auto" for hidden ones
+        where visible units are Gaussian, which has less variance *(conditional)*.
+    :param int num_replicas: levels of "tempering" and "trajectory".
+    :param float fast_rate: rate of the fast weights of fast PCD [1]; 0 for none *(schedule, RBM)*.
+    :param float fast_decay: factor by which fast weights decay at every update.
+    :param str positive_hidden: "mean" or "sample": what stands for the hidden layer in the averages over
+        data *(RBM)*.
+    :param str chain_hidden: what chains give to the visible layer *(RBM)*. Means instead of samples make
+        the chain one of another law.
+    :param str chain_visible: what chains give to the hidden layer *(RBM)*.
+    :param str negative_hidden: what stands for the hidden layer in the averages over chains *(RBM)*.
+    :param str objective: of a :class:`~pyro_ebm.nn.ClassificationRBM`: "generative" (log p(x, y)),
+        "discriminative" (log p(y | x)) or "hybrid", the sum of the second and ``generative_weight`` times
+        the first.
+    :param float generative_weight: see ``objective``.
+    :param float unlabelled_weight: weight of log p(x) of rows without a label.
+
+    **The update**
+
+    :param float learning_rate: step size of the optimiser *(schedule)*.
+    :param str learning_rate_schedule: "constant"; "linear" or "cosine" to fall to zero over the run; or
+        one of :mod:`torch.optim.lr_scheduler` by name, stepped once an epoch.
+    :param schedule_options: arguments of the latter, such as ``{"gamma": 0.97}``.
+    :param str optimizer: one of :mod:`torch.optim` by name, such as "sgd", "adam" or "rmsprop".
+    :param optimizer_options: its further arguments, such as ``{"nesterov": True}``.
+    :param float momentum: momentum of "sgd" and "rmsprop" *(schedule)*.
     :param float averaging: decay of an exponential moving average of the parameters, such as 0.999,
         which :attr:`Trainer.averaged <pyro_ebm.training.Trainer.averaged>` gives; 0 for none.
     :param float gradient_clip: largest norm of the gradient; None for no limit.
-    :param groups: ``learning_rate`` and ``weight_decay`` of single networks of a conditional model, by
-        their names, such as ``{"weight": {"weight_decay": 1.0}}``. Without an entry a network has
-        ``learning_rate`` and no decay, except "weight", which has ``weight_decay``.
-    :param str chain_start: where chains of a conditional model start: "data", or "prior", the hidden
-        layer without its couplings (for Gaussian units the paper's start at the mean).
-    :param str negative_phase: of a conditional model: "gibbs"; "tempering" (of persistent chains); or
-        "exact", the gradient of the exact log Z, for layers that can be enumerated.
-    :param str negative_side: whether negatives of a conditional model are "visible" or "hidden" states;
-        "auto" for hidden ones where visible units are Gaussian, which has less variance.
-    :param int num_replicas: levels of "tempering".
-    :param bool binarize: whether the data are rates in [0, 1] from which new bits (or spins) are drawn
-        at each visit.
-    :param float noise_std: standard deviation of noise that is added to the data at each visit.
-    :param float offset_rate: rate at which hidden offsets of a centred module follow the hidden means.
-    :param int metrics_rows: rows of training and validation data that metrics are computed on.
-    :param str checkpoint: file that receives a checkpoint, None for none.
-    :param int checkpoint_every: epochs between checkpoints; the last epoch always writes one.
-    :param bool progress: whether to show a progress bar.
+    :param groups: ``learning_rate`` and ``weight_decay`` of single networks, by their names, such as
+        ``{"weight": {"weight_decay": 1.0}}``. Without an entry a network has ``learning_rate`` and no decay,
+        except "weight", which has ``weight_decay`` *(conditional)*.
+    :param float offset_rate: rate at which hidden offsets (and scales) follow the hidden layer.
+    :param str preconditioner: "none"; "standardize", the gradient of the parameterisation in which every
+        unit has mean 0 and variance 1 [2]; "diagonal", the natural gradient with a diagonal Fisher
+        information; or "natural", that with the exact one, for machines that can be enumerated *(RBM)*.
+    :param float damping: what is added to variances and to the Fisher information before they are divided by.
+
+    **Regularisers**
+
+    :param float weight_decay: decay of the weights (not of the biases): added to the gradient, except
+        by "adamw", which decouples it *(schedule)*.
+    :param bool decoupled_weight_decay: whether weights shrink by ``learning_rate * weight_decay`` instead,
+        whatever the optimiser *(RBM)*.
+    :param float l1: cost of the sum of absolute weights *(schedule, RBM)*.
+    :param float max_norm: largest norm of the weights into a hidden unit, restored after every update
+        *(RBM)*.
+    :param float sparsity_cost: cost of hidden units that are on more or less often than ``sparsity_target``,
+        see :class:`~pyro_ebm.training.regularizers.Sparsity` *(schedule, RBM)*.
+    :param float sparsity_target: the rate at which hidden units should be on.
+    :param float sparsity_damping: decay of the moving average of hidden means.
+    :param float dropout: probability that a hidden unit is left out, drawn by row and chain at every update
+        *(schedule, RBM)* [3].
+    :param float dropconnect: probability that a weight is left out, drawn at every update *(schedule, RBM)*.
     :raises ValueError: for an impossible value, or one that has no effect, naming the option.
+
+    **References**
+
+    [1] *Using fast weights to improve persistent contrastive divergence*, Tijmen Tieleman, Geoffrey
+    Hinton (2009)
+
+    [2] *Data normalization in the learning of restricted Boltzmann machines*, Yichuan Tang, Ilya
+    Sutskever (2011)
+
+    [3] *Dropout: a simple way to prevent neural networks from overfitting*, Nitish Srivastava, Geoffrey
+    Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov (2014), section 8
     """
 
     num_epochs: int = 10
     batch_size: int = 100
-    learning_rate: float = 0.05
-    num_steps: int = 1
+    learning_rate: _Rate = 0.05
+    num_steps: _Count = 1
     persistent: bool = False
     num_chains: int | None = None
     seed: int | None = None
     optimizer: str = "sgd"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    momentum: _Rate = 0.0
+    weight_decay: _Rate = 0.0
+    decoupled_weight_decay: bool = False
     learning_rate_schedule: str = "constant"
+    schedule_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     averaging: float = 0.0
     gradient_clip: float | None = None
+    preconditioner: str = "none"
+    damping: float = 0.01
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
     chain_start: str = "data"
     negative_phase: str = "gibbs"
     negative_side: str = "auto"
     num_replicas: int = 10
+    fast_rate: _Rate = 0.0
+    fast_decay: float = 0.95
+    positive_hidden: str = "mean"
+    chain_hidden: str = "sample"
+    chain_visible: str = "sample"
+    negative_hidden: str = "mean"
+    l1: _Rate = 0.0
+    max_norm: float | None = None
+    sparsity_target: float = 0.1
+    sparsity_cost: _Rate = 0.0
+    sparsity_damping: float = 0.9
+    dropout: _Rate = 0.0
+    dropconnect: _Rate = 0.0
+    objective: str = "generative"
+    generative_weight: float = 0.01
+    unlabelled_weight: float = 1.0
     binarize: bool = False
     noise_std: float = 0.0
     offset_rate: float = 0.01
@@ -90,64 +170,25 @@ class TrainerConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_steps", "metrics_rows", "checkpoint_every"):
-            self._check(name, lambda x: _is_whole(x) and x >= 1, "a whole number >= 1")
-        self._check("num_epochs", lambda x: _is_whole(x) and x >= 0, "a whole number >= 0")
-        valid = "None or a whole number >= 1"
-        self._check("num_chains", lambda x: x is None or (_is_whole(x) and x >= 1), valid)
-        valid = "None or a whole number in [0, 2^64)"
-        self._check("seed", lambda x: x is None or (_is_whole(x) and 0 <= x < 2**64), valid)
-        self._check("learning_rate", lambda x: _is_number(x) and x > 0, "a finite number > 0")
-        self._check("momentum", lambda x: _is_number(x) and 0 <= x < 1, "a number in [0, 1)")
-        self._check("weight_decay", lambda x: _is_number(x) and x >= 0, "a finite number >= 0")
-        self._check("offset_rate", lambda x: _is_number(x) and 0 <= x <= 1, "a number in [0, 1]")
-        for name in ("persistent", "binarize", "progress"):
-            self._check(name, lambda x: isinstance(x, bool), "True or False")
-        paths = (type(None), str, os.PathLike)
-        self._check("checkpoint", lambda x: isinstance(x, paths), "None or a path")
-        self._check("optimizer", lambda x: x in OPTIMIZERS, f"one of {OPTIMIZERS}")
-        for name, choices in (
-            ("learning_rate_schedule", LEARNING_RATE_SCHEDULES),
-            ("chain_start", CHAIN_STARTS),
-            ("negative_phase", NEGATIVE_PHASES),
-            ("negative_side", NEGATIVE_SIDES),
-        ):
-            self._check(name, choices.__contains__, f"one of {choices}")
-        self._check("averaging", lambda x: _is_number(x) and 0 <= x < 1, "a number in [0, 1)")
-        valid = "None or a finite number > 0"
-        self._check("gradient_clip", lambda x: x is None or (_is_number(x) and x > 0), valid)
-        self._check("noise_std", lambda x: _is_number(x) and x >= 0, "a finite number >= 0")
-        self._check("num_replicas", lambda x: _is_whole(x) and x >= 2, "a whole number >= 2")
-        valid = f"a dictionary by network of numbers >= 0 by name, of {sorted(_GROUP_OPTIONS)}"
-        self._check("groups", _are_groups, valid)
-        if self.negative_phase == "tempering" and not self.persistent:
-            raise ValueError("negative_phase='tempering' needs persistent=True")
-        if self.negative_phase == "exact":
-            for name, value in (
-                ("persistent", False),
-                ("num_chains", None),
-                ("negative_side", "auto"),
-            ):
-                if getattr(self, name) != value:
-                    raise ValueError(
-                        f"{name} is an option of chains: negative_phase='exact' has none"
-                    )
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum is an option of 'sgd', not of {self.optimizer!r}")
-
-    def _check(self, name: str, valid: Any, expected: str) -> None:
-        value = getattr(self, name)
-        try:
-            good = bool(valid(value))
-        except TypeError:
-            good = False
-        if not good:
-            raise ValueError(f"{name} must be {expected}, got {value!r}")
+        for name, (valid, expected) in CHECKS.items():
+            value = getattr(self, name)
+            if name in SCHEDULES:
+                tabulated = tabulate(name, value, self.num_epochs, valid, expected)
+                # Frozen, so that what a run did cannot change under it.
+                object.__setattr__(self, name, tabulated)
+            else:
+                check(name, value, valid, expected)
+        check_combinations(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON types."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["groups"] = {name: dict(options) for name, options in self.groups.items()}
+        for name in ("optimizer_options", "schedule_options"):
+            values[name] = dict(values[name])
+        for name in SCHEDULES:
+            if isinstance(values[name], tuple):
+                values[name] = list(values[name])
         if self.checkpoint is not None:
             values["checkpoint"] = os.fspath(self.checkpoint)
         return values
@@ -162,20 +203,3 @@ class TrainerConfig:
         if unknown:
             raise ValueError(f"unknown training options {unknown}")
         return cls(**values)
-
-
-def _are_groups(groups: Any) -> bool:
-    return isinstance(groups, Mapping) and all(
-        isinstance(options, Mapping)
-        and set(options) <= _GROUP_OPTIONS
-        and all(_is_number(value) and value >= 0 for value in options.values())
-        for options in groups.values()
-    )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return (isinstance(value, float) and math.isfinite(value)) or _is_whole(value)

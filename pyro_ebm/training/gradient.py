@@ -3,11 +3,20 @@
 
 """The gradient of contrastive divergence from sufficient statistics, without autograd."""
 
+from dataclasses import replace
+
 import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.training.config import TrainerConfig
+from pyro_ebm.training.negative_phase import GibbsPhase, drop_units
+from pyro_ebm.training.offsets import follow_hidden_mean
+from pyro_ebm.training.preconditioning import Statistics, make_preconditioner
+from pyro_ebm.training.regularizers import Sparsity, check_hidden_bits, keep_mask
+from pyro_ebm.training.replica_phase import ReplicaPhase
+from pyro_ebm.training.schedules import value_at
 
 __all__ = ["ContrastiveGradient"]
 
@@ -20,37 +29,55 @@ class ContrastiveGradient:
             + \langle (v - o_v)(E[h|v] - o_h)^\top \rangle_{model}
 
     and likewise for the parameters of the layers; the model's averages are over chains of block
-    Gibbs. The same gradient in expectation as that of
+    Gibbs or replicas. The same gradient in expectation as that of
     :class:`~pyro_ebm.infer.ContrastiveDivergence`, for a fraction of its time.
 
     :param module: the module.
-    :param int num_steps: Gibbs sweeps per update.
-    :param bool persistent: whether chains go on from update to update.
-    :param int num_chains: chains; the rows of the batch if None.
-    :param float offset_rate: rate at which hidden offsets of a centred module follow the hidden means.
+    :param TrainerConfig config: options of the run.
     :param torch.Generator generator: the source of random bits.
+    :raises ValueError: for options that the module cannot have.
     """
 
     def __init__(
-        self,
-        module: nn.RBM,
-        *,
-        num_steps: int,
-        persistent: bool,
-        num_chains: int | None,
-        offset_rate: float = 0.0,
-        generator: Generator | None = None,
+        self, module: nn.RBM, config: TrainerConfig, generator: Generator | None = None
     ) -> None:
         self.module = module
-        self.num_steps = num_steps
-        self.persistent = persistent
-        self.num_chains = num_chains
+        self.config = config
         self.generator = generator
-        #: Visible states of the persistent chains, shape ``(num_chains, V)``.
-        self.chains: Tensor | None = None
-        self._offset_rate = offset_rate
+        num_chains = config.num_chains or (config.batch_size if config.persistent else None)
+        kind = GibbsPhase if config.negative_phase == "gibbs" else ReplicaPhase
+        self.phase: GibbsPhase | ReplicaPhase = kind(num_chains, config, generator)
+        self.sparsity: Sparsity | None = None
+        self._preconditioner = make_preconditioner(module, config)
         #: Mean hidden state of the rows of the last batch, shape ``(H,)``.
         self.hidden_mean: Tensor | None = None
+        family = module.hidden.family
+        if config.sparsity_cost:
+            self.sparsity = Sparsity(config.sparsity_target, config.sparsity_damping, family)
+        for name in ("dropout", "positive_hidden", "negative_hidden"):
+            if getattr(config, name) not in (0.0, "mean"):
+                check_hidden_bits(name, module.hidden(), family)
+        self._dropout = self._dropconnect = self._sparsity_cost = 0.0
+        self.start_epoch(0)
+
+    @property
+    def chains(self) -> Tensor | None:
+        """Visible states of the persistent chains, shape ``(num_chains, V)``; None with CD."""
+        return self.phase.chains
+
+    def start_epoch(self, epoch: int) -> None:
+        """Take the values of the schedules.
+
+        :param int epoch: epochs that are done.
+        """
+        config = self.config
+        self._dropout = float(value_at(config.dropout, epoch))
+        self._dropconnect = float(value_at(config.dropconnect, epoch))
+        self._sparsity_cost = float(value_at(config.sparsity_cost, epoch))
+        self.phase.num_steps = value_at(config.num_steps, epoch)
+        self.phase.dropout = self._dropout
+        if isinstance(self.phase, GibbsPhase) and self.phase.fast is not None:
+            self.phase.fast.rate = float(value_at(config.fast_rate, epoch))
 
     @torch.no_grad()
     def __call__(self, batch: Tensor, rows: Tensor | None = None) -> None:
@@ -60,75 +87,109 @@ class ContrastiveGradient:
         :param Tensor rows: not used.
         """
         dist = self.module(validate_args=False)
+        connected, weight = None, self.module.get_parameter("weight")
+        if self._dropconnect:
+            connected = keep_mask(weight.shape, self._dropconnect, weight, self.generator)
+            dist = self._with_weight(dist, weight * connected)
         sweep = GibbsSweep(dist, self.generator)
         theta = sweep.hidden_theta(batch)
+        keep = None
+        if self._dropout:
+            keep = keep_mask(theta.shape, self._dropout, theta, self.generator)
         mean = dist.hidden.natural_mean(theta)
-        negative, negative_theta = self._negative_phase(dist, sweep, batch, theta)
-        negative_mean = dist.hidden.natural_mean(negative_theta)
-        self._set_weight(dist, (batch, mean), (negative, negative_mean))
-        self._set_units(dist, (batch, theta, mean), (negative, negative_theta, negative_mean))
         self.hidden_mean = mean.mean(0)
+        data = self._data_statistics(sweep, Statistics(batch, theta, mean, keep))
+        v, theta, keep = self._negative_phase(dist, sweep, batch, theta, keep)
+        h = dist.hidden.natural_mean(theta)
+        if self.config.negative_hidden == "sample":
+            h = sweep.draw_hidden(theta)
+        model = Statistics(v, theta, h, keep)
+        self._set_weight(dist, data, model)
+        if connected is not None:
+            weight.grad.mul_(connected)
+        self._set_units(dist, data, model)
+        self._follow(batch, v, h)
+        if self._preconditioner is not None:
+            self._preconditioner(dist, replace(data, h=mean), model)
 
     def after_step(self) -> None:
         """Let the hidden offset of a centred module follow the mean of the last batch."""
-        if self.module.centered and self._offset_rate and self.hidden_mean is not None:
-            step = (self.hidden_mean - self.module.hidden_offset) * self._offset_rate
-            self.module.shift_offsets(hidden_step=step)
+        follow_hidden_mean(self.module, self.hidden_mean, self.config.offset_rate)
+
+    def after_epoch(self) -> None:
+        """Let the negative phase look at the machine after an epoch."""
+        self.phase.after_epoch(self.module)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint keeps."""
-        return {} if self.chains is None else {"chains": self.chains}
+        tensors = self.phase.state()
+        for part in (self.sparsity, self._preconditioner):
+            if part is not None:
+                tensors = tensors | part.state()
+        return tensors
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`state` gave."""
-        chains = state.get("chains")
-        weight = self.module.get_parameter("weight")
-        self.chains = None if chains is None else chains.to(weight.device)
+        device = self.module.get_parameter("weight").device
+        state = {name: tensor.to(device) for name, tensor in state.items()}
+        self.phase.restore(state)
+        for part in (self.sparsity, self._preconditioner):
+            if part is not None:
+                part.restore(state)
+
+    def _with_weight(self, dist: RBM, weight: Tensor) -> RBM:
+        """The machine with another weight."""
+        return RBM(
+            dist.visible,
+            dist.hidden,
+            weight,
+            visible_offset=dist.visible_offset if self.module.centered else None,
+            hidden_offset=dist.hidden_offset if self.module.centered else None,
+            validate_args=False,
+        )
+
+    def _data_statistics(self, sweep: GibbsSweep, data: Statistics) -> Statistics:
+        """What stands for the hidden layer beside the data, the sparsity penalty included."""
+        h = data.h
+        if self.config.positive_hidden == "sample":
+            h = sweep.draw_hidden(data.theta)
+        if self.sparsity is not None:
+            h = h - self.sparsity.correction(data.h, self._sparsity_cost)
+        return replace(data, h=h)
 
     def _negative_phase(
-        self, dist: RBM, sweep: GibbsSweep, batch: Tensor, theta: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        if self.persistent:
-            if self.chains is None:
-                shape = torch.Size((self.num_chains or len(batch), batch.shape[1]))
-                self.chains = sweep.initial_visible(shape)
-            v = self.chains
-            theta = sweep.hidden_theta(v)
-        elif self.num_chains is not None and self.num_chains != len(batch):
-            rows = torch.randint(
-                len(batch), (self.num_chains,), device=batch.device, generator=self.generator
-            )
-            theta = theta[rows]
-        v, theta = sweep.run_from_theta(theta, self.num_steps)
-        if self.persistent:
-            self.chains = v
-        return v, theta
+        self, dist: RBM, sweep: GibbsSweep, batch: Tensor, theta: Tensor, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.phase(dist, sweep, batch, theta, keep)
 
-    def _set_weight(
-        self, dist: RBM, positive: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor]
-    ) -> None:
+    def _follow(self, batch: Tensor, v: Tensor, h: Tensor) -> None:
+        """Move the fast weights."""
+        if isinstance(self.phase, GibbsPhase) and self.phase.fast is not None:
+            assert self.hidden_mean is not None
+            visible, hidden = v.mean(0) - batch.mean(0), h.mean(0) - self.hidden_mean
+            self.phase.fast.follow(self.module, visible, hidden)
+
+    def _set_weight(self, dist: RBM, data: Statistics, model: Statistics) -> None:
         weight = self.module.get_parameter("weight")
         if weight.grad is None:
             weight.grad = torch.empty_like(weight)
         beta = 0.0
-        for sign, (v, h) in ((-1.0, positive), (1.0, negative)):
+        for sign, side in ((-1.0, data), (1.0, model)):
+            v, h = side.v, side.h
             if self.module.centered:
                 v, h = v - dist.visible_offset, h - dist.hidden_offset
+            h = drop_units(h, side.keep, None)
             torch.addmm(weight.grad, v.T, h, beta=beta, alpha=sign / len(v), out=weight.grad)
             beta = 1.0
 
-    def _set_units(
-        self,
-        dist: RBM,
-        positive: tuple[Tensor, Tensor, Tensor],
-        negative: tuple[Tensor, Tensor, Tensor],
-    ) -> None:
+    def _set_units(self, dist: RBM, data: Statistics, model: Statistics) -> None:
         visible, hidden = self.module.visible, self.module.hidden
         for layer in (visible, hidden):
             for parameter in layer.parameters():
                 if parameter.grad is not None:
                     parameter.grad.zero_()
-        for scale, (v, theta, mean) in ((-1.0, positive), (1.0, negative)):
-            visible.accumulate_gradient(dist.visible.mean_parameters_gradient(v), scale)
-            gradient = dist.hidden.natural_log_partition_gradient(theta, mean)
+        for scale, side in ((-1.0, data), (1.0, model)):
+            visible.accumulate_gradient(dist.visible.mean_parameters_gradient(side.v), scale)
+            h = drop_units(side.h, side.keep, None)
+            gradient = dist.hidden.natural_log_partition_gradient(side.theta, h)
             hidden.accumulate_gradient(gradient, scale)

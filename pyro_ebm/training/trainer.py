@@ -5,6 +5,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,13 @@ from torch import Generator, Tensor
 from pyro_ebm import nn
 from pyro_ebm.infer.conditional.contexts import refuse_random_weights
 from pyro_ebm.nn.serialization import describe
+from pyro_ebm.training.callbacks import Callback
 from pyro_ebm.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from pyro_ebm.training.classification_gradient import ClassificationGradient
 from pyro_ebm.training.conditional_gradient import ConditionalGradient
 from pyro_ebm.training.config import TrainerConfig
+from pyro_ebm.training.config_checks import CONDITIONAL_ONLY, RBM_ONLY
+from pyro_ebm.training.exact_gradient import ExactGradient
 from pyro_ebm.training.gradient import ContrastiveGradient
 from pyro_ebm.training.metrics import conditional_metrics, epoch_metrics
 from pyro_ebm.training.optimization import Optimization
@@ -74,6 +79,7 @@ class Trainer:
         #: One record an epoch: its number, its metrics and the seconds it took.
         self.history: list[dict[str, Any]] = []
         self.epoch = 0
+        self._stopped = False
         parameter = next(module.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._generator = Generator(device=self._device).manual_seed(config.seed or 0)
@@ -123,6 +129,7 @@ class Trainer:
                 raise ValueError(f"state of parameter {index}, which has shape {tuple(shape)}")
         optimizer = self._optimization.optimizer
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state.optimizer})
+        self._optimization.restore_schedule(state.schedule)
         if self._optimization.averaged is not None and state.average:
             self._optimization.averaged.load_state_dict(state.average)
 
@@ -147,6 +154,7 @@ class Trainer:
         context: Tensor | None = None,
         validation_context: Tensor | None = None,
         observed: Tensor | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> list[dict[str, Any]]:
         """Train until ``config.num_epochs`` epochs are done.
 
@@ -157,6 +165,7 @@ class Trainer:
         :param Tensor observed: which entries of the data of a conditional model are observed, boolean of
             shape ``(rows, V)``; all if None. What stands at the others is not read: they are drawn given
             the observed ones, by ``num_steps`` sweeps at every visit from where the last visit left them.
+        :param callbacks: objects that are called at the end of every epoch.
         :returns: :attr:`history`.
         :raises TypeError: if data, contexts or ``observed`` are no tensors.
         :raises ValueError: for a wrong shape, NaN, or values outside of the support.
@@ -172,25 +181,71 @@ class Trainer:
                 "validation", self.module, self.config, validation, validation_context
             )
         self._start(train)
+        self._stopped = False
+        for callback in callbacks:
+            callback.on_fit_start(self)
         num_batches = -(-len(train.rows) // self.config.batch_size)
         remaining = self.config.num_epochs - self.epoch
         with tqdm(
             total=max(remaining, 0) * num_batches, unit="step", disable=not self.config.progress
         ) as bar:
-            for _ in range(remaining):
+            while self.epoch < self.config.num_epochs and not self._stopped:
                 bar.set_description(f"epoch {self.epoch + 1}/{self.config.num_epochs}")
-                started = time.perf_counter()
-                try:
-                    self._run_epoch(train.rows, num_batches, bar)
-                except RuntimeError as error:
-                    # Some samplers refuse NaN, which products of large parameters make too.
-                    if not self._is_finite(root=4):
-                        raise self._diverged() from error
-                    raise
-                self.epoch += 1
-                self._finish_epoch(train, held_out, time.perf_counter() - started)
+                self._one_epoch(train, held_out, bar, callbacks)
                 bar.set_postfix(_postfix(self.history[-1]))
+        for callback in callbacks:
+            callback.on_fit_end(self)
         return self.history
+
+    def partial_fit(
+        self,
+        data: Tensor,
+        *,
+        context: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Train for one pass over some rows, whatever ``config.num_epochs`` says.
+
+        Chains and the optimiser go on from where they are, so that data may come in parts. Schedules count
+        every call as an epoch.
+
+        :param Tensor data: see :meth:`fit`.
+        :param Tensor context: see :meth:`fit`.
+        :param Tensor observed: see :meth:`fit`.
+        :returns: the record of the pass, which :attr:`history` receives too.
+        :raises TypeError: see :meth:`fit`.
+        :raises ValueError: see :meth:`fit`.
+        :raises TrainingDivergedError: see :meth:`fit`.
+        """
+        from tqdm.auto import tqdm
+
+        train = TrainingData.check("data", self.module, self.config, data, context, observed)
+        self._start(train)
+        with tqdm(disable=True) as bar:
+            self._one_epoch(train, None, bar, ())
+        return self.history[-1]
+
+    def stop(self) -> None:
+        """End :meth:`fit` after the present epoch; for callbacks."""
+        self._stopped = True
+
+    def _one_epoch(
+        self,
+        train: TrainingData,
+        held_out: TrainingData | None,
+        bar: Any,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        started = time.perf_counter()
+        try:
+            self._run_epoch(train.rows, bar)
+        except RuntimeError as error:
+            # Some samplers refuse NaN, which products of large parameters make too.
+            if not self._is_finite(root=4):
+                raise self._diverged() from error
+            raise
+        self.epoch += 1
+        self._finish_epoch(train, held_out, time.perf_counter() - started, callbacks)
 
     def _start(self, train: TrainingData) -> None:
         """Put the visible offset of a centred RBM at the data's mean; find the contexts."""
@@ -202,33 +257,49 @@ class Trainer:
                 # A generator of its own, or a run that is resumed would draw more than the whole one.
                 bits = Generator(device=self._device).manual_seed(0)
                 self._gradient.complete_from(self._states(train.rows, bits), train.observed)
-        elif module.centered and self.epoch == 0:
+            return
+        if isinstance(self._gradient, ClassificationGradient):
+            self._gradient.start(train.rows)
+        if module.centered and self.epoch == 0:
             mean = train.rows.to(self._dtype).mean(0)
             module.shift_offsets(mean - module.visible_offset)
 
-    def _run_epoch(self, data: Tensor, num_batches: int, bar: Any) -> None:
+    def _run_epoch(self, data: Tensor, bar: Any) -> None:
+        self._gradient.start_epoch(self.epoch)
+        self._optimization.start_epoch(self.epoch)
+        num_batches = -(-len(data) // self.config.batch_size)
         order = torch.randperm(len(data), device=self._device, generator=self._generator)
         numbers = order.cpu().split(self.config.batch_size)
-        total = self.config.num_epochs * num_batches
+        # A partial fit may go on when the run is over.
+        total = max(self.config.num_epochs, self.epoch + 1) * num_batches
         for i, rows in enumerate(order.split(self.config.batch_size)):
             self._gradient(self._states(data[rows], self._generator), numbers[i])
             self._optimization.step((self.epoch * num_batches + i) / total)
             self._gradient.after_step()
             self._optimization.average()
             bar.update()
+        self._optimization.finish_epoch()
+        self._gradient.after_epoch()
 
     def _states(self, rows: Tensor, generator: Generator) -> Tensor:
         """Rows of the data as states of the visible layer."""
         return draw_states(rows.to(self._dtype), self.module, self.config, generator)
 
     def _finish_epoch(
-        self, train: TrainingData, held_out: TrainingData | None, seconds: float
+        self,
+        train: TrainingData,
+        held_out: TrainingData | None,
+        seconds: float,
+        callbacks: Sequence[Callback],
     ) -> None:
         if not self._is_finite():
             raise self._diverged()
         record = {"epoch": self.epoch, **self._metrics(train, held_out)}
-        self.history.append({**record, "seconds": round(seconds, 3)})
-        done = self.epoch == self.config.num_epochs
+        record["seconds"] = round(seconds, 3)
+        self.history.append(record)
+        for callback in callbacks:
+            callback.on_epoch_end(self, record)
+        done = self._stopped or self.epoch == self.config.num_epochs
         due = done or self.epoch % self.config.checkpoint_every == 0
         if self.config.checkpoint is not None and due:
             write_checkpoint(self.config.checkpoint, self._state())
@@ -273,26 +344,38 @@ class Trainer:
             self._gradient.state(),
             self._generator.get_state(),
             {} if averaged is None else averaged.state_dict(),
+            self._optimization.schedule_state(),
         )
 
 
 def _make_gradient(
     module: nn.RBM | nn.NeuralBoltzmannMachine, config: TrainerConfig, generator: Generator
-) -> ContrastiveGradient | ConditionalGradient:
+) -> ContrastiveGradient | ConditionalGradient | ExactGradient | ClassificationGradient:
     if isinstance(module, nn.NeuralBoltzmannMachine):
+        _refuse(
+            config, RBM_ONLY, {"chain_start": "noise", "negative_phase": "trajectory"}, "a nn.RBM"
+        )
         return ConditionalGradient(module, config, generator)
-    plain = {"chain_start": "data", "negative_phase": "gibbs", "negative_side": "auto"}
-    for name, value in plain.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"{name} is an option of conditional models, not of a nn.RBM")
-    return ContrastiveGradient(
-        module,
-        num_steps=config.num_steps,
-        persistent=config.persistent,
-        num_chains=config.num_chains or (config.batch_size if config.persistent else None),
-        offset_rate=config.offset_rate,
-        generator=generator,
-    )
+    _refuse(config, CONDITIONAL_ONLY, {"chain_start": "prior"}, "conditional models")
+    if isinstance(module, nn.ClassificationRBM):
+        return ClassificationGradient(module, config, generator)
+    _refuse(config, ("objective",), {}, "a nn.ClassificationRBM")
+    if config.negative_phase == "exact":
+        return ExactGradient(module, config)
+    return ContrastiveGradient(module, config, generator)
+
+
+def _refuse(
+    config: TrainerConfig, names: Sequence[str], values: dict[str, str], owner: str
+) -> None:
+    """Refuse options, or values of options, that another kind of module has."""
+    defaults = TrainerConfig()
+    for name in names:
+        if getattr(config, name) != getattr(defaults, name):
+            raise ValueError(f"{name} is an option of {owner}")
+    for name, value in values.items():
+        if getattr(config, name) == value:
+            raise ValueError(f"{name}={value!r} is an option of {owner}")
 
 
 def _check_same_chains(old: TrainerConfig, new: TrainerConfig) -> None:

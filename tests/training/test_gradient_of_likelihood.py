@@ -3,6 +3,8 @@
 
 """The gradient of the trainer is that of maximum likelihood; the tests reject small errors in it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from pyro_ebm import nn
 from pyro_ebm.distributions import GibbsSweep
 from pyro_ebm.infer import exact_log_partition
+from pyro_ebm.training import TrainerConfig
 from pyro_ebm.training.gradient import ContrastiveGradient
 from tests import brute_force
 from tests.distributions.families import CONTINUOUS, PAIR_IDS, PAIRS
@@ -74,8 +77,8 @@ def assert_unbiased(
     start = equilibrium(module, REPETITIONS * chains)
     draws: dict[str, list[Tensor]] = {name: [] for name in expected}
     for part in start.split(chains):
-        gradient = kind(module, num_steps=num_steps, persistent=True, num_chains=None)
-        gradient.chains = part
+        gradient = kind(module, TrainerConfig(num_steps=num_steps, persistent=True))
+        gradient.phase.chains = part
         gradient(data)
         for name, parameter in learnt(module).items():
             draws[name].append(parameter.grad.clone())
@@ -96,10 +99,10 @@ def assert_exact_phases(
         negative = negative + 0.1
 
     class Frozen(kind):
-        def _negative_phase(self, dist, sweep, batch, theta):
-            return negative, sweep.hidden_theta(negative)
+        def _negative_phase(self, dist, sweep, batch, theta, keep):
+            return negative, sweep.hidden_theta(negative), keep
 
-    gradient = Frozen(module, num_steps=1, persistent=False, num_chains=None)
+    gradient = Frozen(module, TrainerConfig())
     # Twice: what an earlier call left in .grad must not matter.
     gradient(negative)
     gradient(batch)
@@ -148,8 +151,8 @@ class MissingMean(ContrastiveGradient):
     """The negative phase is a sum over chains divided by the rows of the batch."""
 
     def _set_weight(self, dist, positive, negative):
-        factor = len(negative[0]) / len(positive[0])
-        super()._set_weight(dist, positive, (negative[0] * factor, negative[1]))
+        factor = len(negative.v) / len(positive.v)
+        super()._set_weight(dist, positive, replace(negative, v=negative.v * factor))
 
 
 class MissingOffsets(ContrastiveGradient):
@@ -165,7 +168,7 @@ class SampledStatistics(ContrastiveGradient):
     """The positive phase of the weights uses rounded instead of mean hidden states."""
 
     def _set_weight(self, dist, positive, negative):
-        super()._set_weight(dist, (positive[0], positive[1].round()), negative)
+        super()._set_weight(dist, replace(positive, h=positive.h.round()), negative)
 
 
 def strong_module(centered: bool = True) -> nn.RBM:
@@ -256,14 +259,18 @@ def negative_states(gradient: ContrastiveGradient, batch: Tensor, monkeypatch) -
 
 def test_cd_starts_at_the_rows_of_the_batch(monkeypatch):
     batch = torch.eye(4)[torch.tensor([0, 3, 3, 1, 2])]
-    gradient = ContrastiveGradient(copying_module(), num_steps=3, persistent=False, num_chains=None)
+    gradient = ContrastiveGradient(
+        copying_module(), TrainerConfig(num_steps=3, persistent=False, num_chains=None)
+    )
     assert torch.equal(negative_states(gradient, batch, monkeypatch), batch)
     assert gradient.chains is None
 
 
 def test_cd_with_another_number_of_chains_starts_at_random_rows(monkeypatch):
     batch = torch.eye(4)[torch.tensor([0, 0, 0, 1])]
-    gradient = ContrastiveGradient(copying_module(), num_steps=1, persistent=False, num_chains=4000)
+    gradient = ContrastiveGradient(
+        copying_module(), TrainerConfig(num_steps=1, persistent=False, num_chains=4000)
+    )
     states = negative_states(gradient, batch, monkeypatch)
     assert states.shape == (4000, 4)
     # Binomial(4000, 3/4), standard deviation 27.4: six of them.
@@ -274,8 +281,10 @@ def test_cd_with_another_number_of_chains_starts_at_random_rows(monkeypatch):
 def test_persistent_chains_go_on_from_where_they_were(monkeypatch):
     batch = torch.eye(4)
     module = copying_module()
-    gradient = ContrastiveGradient(module, num_steps=2, persistent=True, num_chains=3)
-    gradient.chains = torch.eye(4)[1:].clone()
+    gradient = ContrastiveGradient(
+        module, TrainerConfig(num_steps=2, persistent=True, num_chains=3)
+    )
+    gradient.phase.chains = torch.eye(4)[1:].clone()
     states = negative_states(gradient, batch, monkeypatch)
     assert torch.equal(states, torch.eye(4)[1:]) and torch.equal(gradient.chains, states)
 
@@ -284,8 +293,10 @@ def test_persistent_chains_are_left_where_they_went(monkeypatch):
     module = copying_module()
     with torch.no_grad():
         module.visible.bias.fill_(500.0)
-    gradient = ContrastiveGradient(module, num_steps=1, persistent=True, num_chains=3)
-    gradient.chains = torch.zeros(3, 4)
+    gradient = ContrastiveGradient(
+        module, TrainerConfig(num_steps=1, persistent=True, num_chains=3)
+    )
+    gradient.phase.chains = torch.zeros(3, 4)
     states = negative_states(gradient, torch.eye(4), monkeypatch)
     assert torch.equal(states, torch.ones(3, 4)) and torch.equal(gradient.chains, states)
 
@@ -296,7 +307,9 @@ def test_persistent_chains_start_at_the_visible_layer_alone(num_chains, expected
     with torch.no_grad():
         module.weight.zero_()
         module.visible.bias.copy_(torch.tensor([200.0, -200.0, 200.0, -200.0]))
-    gradient = ContrastiveGradient(module, num_steps=1, persistent=True, num_chains=num_chains)
+    gradient = ContrastiveGradient(
+        module, TrainerConfig(num_steps=1, persistent=True, num_chains=num_chains, batch_size=5)
+    )
     states = negative_states(gradient, torch.zeros(5, 4), monkeypatch)
     assert torch.equal(states, torch.tensor([1.0, 0.0, 1.0, 0.0]).expand(expected, 4))
 
@@ -308,7 +321,9 @@ def test_more_steps_forget_the_start():
     expected = exact_gradient(module, data)
     error = []
     for num_steps in (1, 200):
-        ContrastiveGradient(module, num_steps=num_steps, persistent=False, num_chains=None)(data)
+        ContrastiveGradient(
+            module, TrainerConfig(num_steps=num_steps, persistent=False, num_chains=None)
+        )(data)
         error.append((module.visible.bias.grad - expected["visible.bias"]).abs().max().item())
     # The mean of 20,000 bits has a standard error of at most 0.0036: six of them.
     assert error[0] > 0.1 and error[1] < 0.022

@@ -69,7 +69,7 @@ def test_a_step_of_sgd_is_the_contrastive_gradient(persistent):
     generator = torch.Generator().manual_seed(4)
     order = torch.randperm(8, generator=generator)
     ContrastiveGradient(
-        twin, num_steps=1, persistent=persistent, num_chains=None, generator=generator
+        twin, TrainerConfig(persistent=persistent, batch_size=len(data)), generator
     )(data[order])
     for name, parameter in twin.named_parameters():
         expected = parameter.detach() - 0.5 * parameter.grad
@@ -239,9 +239,9 @@ def test_number_of_chains(persistent, num_chains, monkeypatch):
     original = ContrastiveGradient._negative_phase
 
     def recording(self, *args):
-        v, theta = original(self, *args)
-        sizes.append(len(v))
-        return v, theta
+        phase = original(self, *args)
+        sizes.append(len(phase[0]))
+        return phase
 
     monkeypatch.setattr(ContrastiveGradient, "_negative_phase", recording)
     options = {"persistent": persistent, "num_chains": num_chains}
