@@ -13,14 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ebm.nn.classification_rbm import ClassificationRBM
 from pyro_ebm.nn.nbm import NeuralBoltzmannMachine
 from pyro_ebm.nn.rbm import RBM
 
 __all__ = ["ModelFileError", "load", "read_tensors", "save", "write_tensors"]
 
+_HEADER = "pyro_ebm"
 _FORMAT = "pyro_ebm"
+_VERSION = 1
 Module = RBM | NeuralBoltzmannMachine
 _CLASSES: dict[str, type[RBM] | type[NeuralBoltzmannMachine]] = {
+    "ClassificationRBM": ClassificationRBM,
     "RBM": RBM,
     "NeuralBoltzmannMachine": NeuralBoltzmannMachine,
 }
@@ -113,7 +117,8 @@ def write_tensors(
     save_file = _safetensors("save_file")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = {"format": _FORMAT, **{name: json.dumps(v) for name, v in metadata.items()}}
+    # One entry: the order of several is random, and equal runs should end in equal bytes.
+    header = {_HEADER: json.dumps({"version": _VERSION, **metadata})}
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
@@ -144,13 +149,27 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:  # safetensors raises its own class, built in Rust
         raise ModelFileError(f"{path} is no readable safetensors file: {error}") from error
-    if header.get("format") != _FORMAT:
+    return tensors, _metadata(path, header)
+
+
+def _metadata(path: str | os.PathLike[str], header: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON values of a file of this package."""
+    if _HEADER not in header and header.get("format") != _FORMAT:
         raise ModelFileError(f"{path} is a safetensors file, but not one of {_FORMAT}")
     try:
-        metadata = {name: json.loads(v) for name, v in header.items() if name != "format"}
-    except json.JSONDecodeError as error:
+        if _HEADER in header:
+            metadata = dict(json.loads(header[_HEADER]))
+        else:  # the first files of the package have an entry of its own for everything
+            metadata = {n: json.loads(v) for n, v in header.items() if n != "format"}
+    except (TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: damaged metadata ({error})") from error
-    return tensors, metadata
+    version = metadata.pop("version", _VERSION)
+    if version != _VERSION:
+        raise ModelFileError(
+            f"{path} has version {version!r} of the file format, this package reads "
+            f"{_VERSION}: it was written by a newer one"
+        )
+    return metadata
 
 
 def _safetensors(name: str) -> Any:

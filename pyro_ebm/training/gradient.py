@@ -105,7 +105,7 @@ class ContrastiveGradient:
             h = sweep.draw_hidden(theta)
         model = Statistics(v, theta, h, keep)
         self._set_weight(dist, data, model)
-        if connected is not None:
+        if connected is not None and weight.grad is not None:
             weight.grad.mul_(connected)
         self._set_units(dist, data, model)
         self._follow(batch, v, h)

@@ -11,16 +11,6 @@ from pyro_ebm.infer import LogPartitionComparison
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_mnist_rbm_smoke(tmp_path: Path) -> None:
-    model = tmp_path / "model.safetensors"
-    command = [sys.executable, ROOT / "examples" / "mnist_rbm.py", "--smoke", "--output", model]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "test log-likelihood by AIS: -2" in done.stdout
-    assert "reverse AIS" in done.stdout
-    assert model.is_file()
-
-
 def test_log_partition_methods_smoke(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "examples" / "log_partition_methods.py", "--smoke"]
     command += ["--output", tmp_path]

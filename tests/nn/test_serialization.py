@@ -42,7 +42,7 @@ def rewrite(path: Path, changes: dict[str, Tensor | None], model: object = ...) 
     header, tensors = header_of(path)
     kept = {n: t for n, t in {**tensors, **changes}.items() if t is not None}
     if model is not ...:
-        header["model"] = json.dumps(model)
+        header["pyro_ebm"] = json.dumps({"version": 1, "model": model})
     safetensors.torch.save_file(kept, path, metadata=header)
 
 
@@ -71,14 +71,43 @@ def test_round_trip(family, learnt, centered, dtype, path):
 def test_file_is_safetensors_with_json_only(module, path):
     pyro_ebm.save(module, path)
     header, tensors = header_of(path)
-    assert header["format"] == "pyro_ebm" and set(header) == {"format", "model"}
-    assert json.loads(header["model"]) == {"class": "RBM", "config": module.config()}
+    # One entry: the order of several would be random, and equal models must be equal files.
+    assert set(header) == {"pyro_ebm"}
+    expected = {"version": 1, "model": {"class": "RBM", "config": module.config()}}
+    assert json.loads(header["pyro_ebm"]) == expected
     assert tensors.keys() == module.state_dict().keys()
     content = path.read_bytes()
     # The file is its header and the numbers, to the last byte: there is no room for a pickle.
     length = int.from_bytes(content[:8], "little")
     json.loads(content[8 : 8 + length])
     assert len(content) == 8 + length + sum(t.nbytes for t in tensors.values())
+
+
+def test_equal_models_are_equal_files(module, tmp_path):
+    paths = [tmp_path / f"{i}.safetensors" for i in range(5)]
+    for p in paths:
+        pyro_ebm.save(module, p)
+    assert len({p.read_bytes() for p in paths}) == 1
+
+
+def test_files_of_the_first_format(module, path):
+    """With an entry for every value, as the package wrote them first."""
+    metadata = {"format": "pyro_ebm", "model": json.dumps(description_of(module))}
+    safetensors.torch.save_file(module.state_dict(), path, metadata=metadata)
+    assert_same_state(pyro_ebm.load(path), module)
+
+
+def description_of(module: nn.RBM) -> dict[str, object]:
+    return {"class": "RBM", "config": module.config()}
+
+
+@pytest.mark.parametrize("version", [2, "1", None])
+def test_files_of_a_newer_format(module, path, version):
+    header = {"version": version, "model": description_of(module)}
+    metadata = {"pyro_ebm": json.dumps(header)}
+    safetensors.torch.save_file(module.state_dict(), path, metadata=metadata)
+    with pytest.raises(ModelFileError, match=r"model\.safetensors has version .* by a newer one"):
+        pyro_ebm.load(path)
 
 
 def test_load_from_a_run_folder_and_by_text(module, path):
@@ -203,8 +232,12 @@ def test_foreign_safetensors_file(path, metadata):
         pyro_ebm.load(path)
 
 
-def test_damaged_metadata(path):
-    metadata = {"format": "pyro_ebm", "model": "{not json"}
+@pytest.mark.parametrize(
+    "metadata",
+    [{"format": "pyro_ebm", "model": "{not json"}, {"pyro_ebm": "{"}, {"pyro_ebm": "[1]"}],
+    ids=str,
+)
+def test_damaged_metadata(path, metadata):
     safetensors.torch.save_file({"weight": torch.zeros(2, 2)}, path, metadata=metadata)
     with pytest.raises(ModelFileError, match=r"model\.safetensors: damaged metadata"):
         pyro_ebm.load(path)

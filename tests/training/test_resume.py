@@ -280,11 +280,13 @@ def test_checkpoint_with_a_wrong_tensor(checkpoint, name, shape, dtype):
 )
 def test_checkpoint_with_wrong_metadata(checkpoint, name, value):
     header, tensors = contents(checkpoint)
+    values = json.loads(header["pyro_ebm"])
     if value is ...:
-        del header[name]
+        del values[name]
     else:
-        header[name] = json.dumps(value)
-    safetensors.torch.save_file(tensors, checkpoint, metadata=header)
+        values[name] = value
+    metadata = {"pyro_ebm": json.dumps(values)}
+    safetensors.torch.save_file(tensors, checkpoint, metadata=metadata)
     with pytest.raises(ModelFileError, match=r"checkpoint\.safetensors"):
         Trainer.from_checkpoint(checkpoint)
 
