@@ -80,11 +80,11 @@ def test_interrupted_run_ends_in_the_same_parameters(
 
     run_epoch = Trainer._run_epoch
 
-    def interrupted(self: Trainer, data: torch.Tensor, num_batches: int, bar: object) -> None:
+    def interrupted(self: Trainer, data: torch.Tensor, bar: object) -> None:
         if self.epoch == stop:
-            run_epoch(self, data[: len(data) // 2], num_batches, bar)  # in the middle of an epoch
+            run_epoch(self, data[: len(data) // 2], bar)  # in the middle of an epoch
             raise KeyboardInterrupt
-        run_epoch(self, data, num_batches, bar)
+        run_epoch(self, data, bar)
 
     folder = tmp_path / "broken"
     with monkeypatch.context() as patch:
@@ -196,7 +196,7 @@ def test_divergence(fails: Fails, tmp_path: Path) -> None:
         (("--visible-units", "ising", "--binarize", "dynamic"), "Ising units need"),
         (("--binarize", "none"), "Bernoulli units need"),
         (("--visible-units", "gaussian", "--binarize", "dynamic"), "gaussian units take no"),
-        (("--optimizer", "adam", "--momentum", 0.5), "momentum is an option of 'sgd'"),
+        (("--optimizer", "adam", "--momentum", 0.5), "momentum is an option of "),
         (("--validation", 5000), "validation: expected 0 to"),
         (("--device", "abacus"), "device 'abacus' cannot be used"),
     ],
@@ -206,3 +206,29 @@ def test_impossible_options(
 ) -> None:
     assert words in fails("train", "digits", "-o", tmp_path / "run", *SMALL, *options)
     assert not (tmp_path / "run").exists()
+
+
+def test_any_option_of_the_trainer(invoke: Invoke, fails: Fails, tmp_path: Path) -> None:
+    more = ("l1=0.001", "num_replicas=3", "negative_phase=tempering", "fast_decay=0.5")
+    flags = [part for text in more for part in ("--option", text)]
+    flags += [
+        "--optimizer",
+        "rmsprop",
+        "--schedule",
+        "StepLR",
+        "--option",
+        'schedule_options={"step_size": 1}',
+    ]
+    invoke("train", "digits", "-o", tmp_path / "run", "--epochs", 1, *SMALL, *flags)
+    training = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
+    assert training["l1"] == 0.001 and training["negative_phase"] == "tempering"
+    assert training["optimizer"] == "rmsprop" and training["schedule_options"] == {"step_size": 1}
+    new = ("train", "digits", "-o", tmp_path / "new")
+    for text, message, code in (
+        ("l2", "--option must be NAME=VALUE, got 'l2'", 2),
+        ("l2=1", "unknown training options ['l2']", 1),
+        ("l1=-1", "l1 must be a finite number >= 0", 1),
+        ("momentum=0.5", "--option momentum: this command has an option of its own", 2),
+    ):
+        assert message in fails(*new, "--option", text, code=code)
+    assert not (tmp_path / "new").exists()

@@ -3,6 +3,7 @@
 
 """``pyro-ebm train``."""
 
+import json
 import time
 from typing import Any
 
@@ -24,7 +25,7 @@ from pyro_ebm.cli.errors import Command
 from pyro_ebm.cli.run_folder import RunFolder
 from pyro_ebm.cli.training import describe_training, resume_run, start_run, train
 from pyro_ebm.training import TrainerConfig
-from pyro_ebm.training.config import LEARNING_RATE_SCHEDULES, OPTIMIZERS
+from pyro_ebm.training.config_checks import LEARNING_RATE_SCHEDULES, OPTIMIZERS, SCHEDULERS
 
 __all__ = ["train_command"]
 
@@ -50,7 +51,7 @@ _WITH_RESUME = {"data", "output", "resume", "epochs", "threads", "quiet"}
 )
 @click.option(
     "--schedule",
-    type=click.Choice(LEARNING_RATE_SCHEDULES),
+    type=click.Choice((*LEARNING_RATE_SCHEDULES, *SCHEDULERS)),
     default="linear",
     help='"linear": the learning rate falls to zero over all epochs.',
 )
@@ -66,7 +67,9 @@ _WITH_RESUME = {"data", "output", "resume", "epochs", "threads", "quiet"}
     show_default="the batch size",
     help="Chains of the model's side of the gradient.",
 )
-@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", help="Optimiser.")
+@click.option(
+    "--optimizer", type=click.Choice(sorted(OPTIMIZERS)), default="sgd", help="Optimiser."
+)
 @click.option(
     "--momentum",
     type=click.FloatRange(0.0, 1.0, max_open=True),
@@ -103,6 +106,14 @@ _WITH_RESUME = {"data", "output", "resume", "epochs", "threads", "quiet"}
     type=click.IntRange(0),
     default=0,
     help="Training images held out, for metrics only.",
+)
+@click.option(
+    "--option",
+    "more",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Any other option of TrainerConfig, such as sparsity_cost=0.1 or momentum=[0.5,0.9] (values in "
+    "JSON); may be repeated.",
 )
 @click.option(
     "--checkpoint-every", type=click.IntRange(1), default=1, help="Epochs between checkpoints."
@@ -194,18 +205,37 @@ def _model_options(options: dict[str, Any]) -> dict[str, Any]:
 def _training_options(options: dict[str, Any]) -> TrainerConfig:
     family = options["visible_units"]
     binarization = options["binarization"] or default_binarization(family)
-    return TrainerConfig(
-        num_epochs=options["epochs"],
-        batch_size=options["batch_size"],
-        learning_rate=options["learning_rate"],
-        learning_rate_schedule=options["schedule"],
-        num_steps=options["steps"],
-        persistent=options["persistent"],
-        num_chains=options["chains"],
-        seed=options["seed"],
-        optimizer=options["optimizer"],
-        momentum=options["momentum"],
-        weight_decay=options["weight_decay"],
-        binarize=binarization == "dynamic",
-        checkpoint_every=options["checkpoint_every"],
-    )
+    values = {
+        "num_epochs": options["epochs"],
+        "batch_size": options["batch_size"],
+        "learning_rate": options["learning_rate"],
+        "learning_rate_schedule": options["schedule"],
+        "num_steps": options["steps"],
+        "persistent": options["persistent"],
+        "num_chains": options["chains"],
+        "seed": options["seed"],
+        "optimizer": options["optimizer"],
+        "momentum": options["momentum"],
+        "weight_decay": options["weight_decay"],
+        "binarize": binarization == "dynamic",
+        "checkpoint_every": options["checkpoint_every"],
+    }
+    return TrainerConfig.from_dict(values | _more_options(options["more"], set(values)))
+
+
+def _more_options(texts: tuple[str, ...], named: set[str]) -> dict[str, Any]:
+    """Options that are given as ``NAME=VALUE``."""
+    # Where the run is kept, and whether it shows its progress, are the command's to say.
+    named = named | {"checkpoint", "progress"}
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"--option must be NAME=VALUE, got {text!r}")
+        if name in named:
+            raise click.UsageError(f"--option {name}: this command has an option of its own for it")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value  # a word
+    return values
