@@ -24,13 +24,17 @@ Array = npt.NDArray[np.float64]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 #: Dots per inch of files.
 _DPI = 150
+#: Vector files keep their text as text: journals ask for TrueType fonts, and editors can change it.
+_FONTS = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
 
 
-def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
+def save(figure: "Figure", path: str | os.PathLike[str], *, dpi: int = _DPI) -> Path:
     """Write a figure to a file, atomically: the picture is whole or not there.
 
     :param figure: what a function of :mod:`pyro_ebm.plotting` returned.
-    :param path: the file; its suffix sets the format. Its folder is made if missing.
+    :param path: the file; its suffix sets the format, such as ``.png``, ``.pdf`` or ``.svg``. Text of vector
+        files stays text. Its folder is made if missing.
+    :param int dpi: dots per inch of what is not a vector.
     :returns: the path.
     """
     path = Path(path)
@@ -38,7 +42,8 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     kind = path.suffix.removeprefix(".") or "png"
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        figure.savefig(temporary, format=kind, dpi=_DPI)
+        with importlib.import_module("matplotlib").rc_context(_FONTS):
+            figure.savefig(temporary, format=kind, dpi=dpi)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

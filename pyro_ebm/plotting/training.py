@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_ebm.plotting.figures import annotate, new_figure
+from pyro_ebm.plotting.figures import COLOURS, annotate, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["history"]
+
+#: Styles as well as colours, for readers who see no colours.
+_STYLES = ("-", "--", ":")
 
 
 def history(records: Sequence[Mapping[str, Any]], *, title: str | None = "Training") -> "Figure":
@@ -40,13 +43,17 @@ def history(records: Sequence[Mapping[str, Any]], *, title: str | None = "Traini
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     epochs = [record["epoch"] for record in records]
     for ax, (label, metrics) in zip(axes, shown.items(), strict=True):
-        for name, metric in metrics.items():
+        for i, (name, metric) in enumerate(metrics.items()):
             if metric in records[-1]:
                 values = [record.get(metric, np.nan) for record in records]
                 marker = "o" if len(epochs) < 3 else None
-                ax.plot(epochs, values, label=name, lw=1.2, marker=marker)
+                style: dict[str, Any] = {"color": COLOURS[i], "ls": _STYLES[i], "lw": 1.2}
+                ax.plot(epochs, values, label=name, marker=marker, ms=4, **style)
         ax.set_title(label, fontsize=9)
-        ax.set_xlabel("epoch")
+        ax.set_xlabel("epoch", fontsize=9)
+        # Epochs are whole, also where there are few.
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        plain(ax)
         if len(ax.get_lines()) > 1:
             ax.legend(frameon=False, fontsize=8)
     annotate(figure, title, None)
