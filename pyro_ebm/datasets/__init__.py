@@ -18,8 +18,9 @@ import os
 from pyro_ebm.datasets.dataset import Dataset, binarize
 from pyro_ebm.datasets.files import DatasetError, Finder
 from pyro_ebm.datasets.sources import SOURCES
+from pyro_ebm.datasets.whitening import Whitening
 
-__all__ = ["Dataset", "DatasetError", "available", "binarize", "load"]
+__all__ = ["Dataset", "DatasetError", "Whitening", "available", "binarize", "load"]
 
 
 def available() -> tuple[str, ...]:

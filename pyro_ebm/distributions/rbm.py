@@ -16,6 +16,7 @@ from pyro_ebm.distributions.energy_based import EnergyBased
 from pyro_ebm.distributions.normalizable import check_normalizable
 from pyro_ebm.distributions.units import Unit
 from pyro_ebm.ops.linear import apply_weight
+from pyro_ebm.ops.shapes import broadcast_shapes
 
 __all__ = ["RBM", "CanonicalForm"]
 
@@ -152,7 +153,7 @@ class RBM(EnergyBased):
         if self._constant is not None:
             shapes.append(self._constant.shape)
         try:
-            return torch.broadcast_shapes(*shapes)
+            return broadcast_shapes(shapes)
         except RuntimeError as error:
             raise ValueError(
                 f"batch shapes of visible, hidden, weight and offsets do not broadcast: "

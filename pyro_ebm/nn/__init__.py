@@ -3,18 +3,23 @@
 
 """Modules that own the parameters of Boltzmann machines."""
 
+from pyro_ebm.nn.classification_rbm import ClassificationRBM
 from pyro_ebm.nn.nbm import NeuralBoltzmannMachine
 from pyro_ebm.nn.nbm_presets import ConditionalRBM, FactoredConditionalRBM, paper_nbm
+from pyro_ebm.nn.paste import paste_rbms, tile_rbm
 from pyro_ebm.nn.rbm import RBM
 from pyro_ebm.nn.serialization import ModelFileError, load, save
 
 __all__ = [
     "RBM",
+    "ClassificationRBM",
     "ConditionalRBM",
     "FactoredConditionalRBM",
     "ModelFileError",
     "NeuralBoltzmannMachine",
     "load",
     "paper_nbm",
+    "paste_rbms",
     "save",
+    "tile_rbm",
 ]

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from pyro_ebm import distributions
+from pyro_ebm.nn import components, initialization
 from pyro_ebm.nn.param_store import LocalModule
 from pyro_ebm.nn.unit_parameters import UnitParameters, check_seed_and_dtype, is_whole
 
@@ -119,28 +120,117 @@ class RBM(LocalModule):
         )
 
     @torch.no_grad()
-    def init_from_data(self, data: Tensor) -> "RBM":
-        """Set the visible layer (and its offset) to the data's statistics: the usual good start.
+    def init_from_data(
+        self, data: Tensor, hidden_activation: float | Tensor | None = None
+    ) -> "RBM":
+        r"""Set the visible layer (and its offset) to the data's statistics: the usual good start.
+
+        The layer alone, without its couplings, then has the means of the data's columns: bits the bias
+        :math:`\log (\bar v / (1 - \bar v))` with the rate :math:`\bar v` moved into
+        [0.001, 0.999], as a pixel that never changes has none; spins half of that; one-hot groups and
+        counts log-rates; Gaussian units the mean and a precision of one over the variance (at least
+        0.001); rectified units the bias of that mean.
 
         :param Tensor data: shape ``(rows, num_visible)``.
+        :param hidden_activation: the mean that hidden units are to have where the visible layer is at
+            the mean of the data, a number or shape ``(num_hidden,)``; such as 0.1 for bits, whose bias
+            is then logit(0.1) less :math:`W^\top (\bar v - o_v)`. Hidden offsets become this mean.
+            None leaves the hidden layer as it is.
         :returns: the module.
         :raises TypeError: if the data is no tensor.
-        :raises ValueError: if the shape is wrong or the data holds NaN.
+        :raises ValueError: if the shape is wrong, the data holds NaN or the family cannot have the
+            activation.
         """
-        if not isinstance(data, Tensor):
-            raise TypeError(f"data must be a tensor, got {type(data).__name__}")
-        num_visible = self.weight.shape[0]
-        if data.dim() != 2 or data.shape[1] != num_visible or len(data) == 0:
-            raise ValueError(
-                f"data must have shape (rows >= 1, {num_visible}), got {tuple(data.shape)}"
-            )
-        data = data.to(self.weight)
-        if not bool(torch.isfinite(data).all()):
-            raise ValueError("data holds NaN or infinite values")
-        self.visible.init_from_data(data)
-        if self.centered:
-            self.visible_offset.copy_(data.mean(0))
-        return self
+        return initialization.init_from_data(self, data, hidden_activation)
+
+    @torch.no_grad()
+    def init_from_arrays(
+        self,
+        weight: Any = None,
+        visible_bias: Any = None,
+        hidden_bias: Any = None,
+        *,
+        visible_precision: Any = None,
+        hidden_precision: Any = None,
+        about_offsets: bool = False,
+    ) -> "RBM":
+        r"""Set parameters to given arrays, such as those that another program trained.
+
+        Biases are those of a machine **without offsets**, :math:`-E = b^\top v + c^\top h + v^\top W h`.
+        A centred module keeps its offsets and stores :math:`b + W o_h` and :math:`c + W^\top o_v`, so
+        that its distribution is that of the arrays. What is not given stays as it is stored.
+
+        :param weight: shape ``(num_visible, num_hidden)``; a numpy array or tensor of real numbers, as
+            are the others.
+        :param visible_bias: shape ``(num_visible,)``, for one-hot groups also ``(groups, states)``. For
+            Gaussian units it is their location, the mean without couplings.
+        :param hidden_bias: the same of the hidden layer.
+        :param visible_precision: precisions of Gaussian or rectified units, shape ``(num_visible,)``.
+        :param hidden_precision: the same of the hidden layer.
+        :param bool about_offsets: whether biases are those of the module's own form, with
+            :math:`(v - o_v)^\top W (h - o_h)`, and are stored as they are.
+        :returns: the module.
+        :raises TypeError: if an argument is no array of real numbers.
+        :raises ValueError: if a shape is wrong, a value is NaN, infinite or no precision, or there are no
+            offsets. Nothing has changed then.
+        """
+        return initialization.init_from_arrays(
+            self,
+            weight,
+            visible_bias,
+            hidden_bias,
+            visible_precision=visible_precision,
+            hidden_precision=hidden_precision,
+            about_offsets=about_offsets,
+        )
+
+    @torch.no_grad()
+    def init_from_rbm(
+        self, other: "RBM", *, extra_scale: float | None = None, seed: int | None = None
+    ) -> "RBM":
+        r"""Set the parameters to those of another module, of which this one becomes a continuation.
+
+        With as many hidden entries the distribution is that of ``other``, whether or not either is
+        centred; offsets are taken over where both are.
+
+        Hidden units that only this module has keep their biases c and get random weights w. Their
+        coupling is taken about the visible offset (zero without one) and about their own mean, which
+        is compensated in the visible bias: with ``extra_scale=0`` the distribution stays the same and
+        log Z grows by their log-partitions :math:`A(c)`; otherwise the free energy of v changes, up
+        to a constant, by no more than :math:`\sum_j s_j (w_j^\top (v - o_v))^2 / 2`, where s is the
+        largest variance of a unit, 1/4 for bits and 1 for spins.
+
+        :param RBM other: a module of the same families and options (whether precisions are learnt may
+            differ), with as many visible and no more hidden entries.
+        :param float extra_scale: standard deviation of the weights of further hidden units;
+            ``weight_scale`` if None.
+        :param int seed: seed of these weights; the global generator if None.
+        :returns: the module.
+        :raises TypeError: if ``other`` is no module of this kind.
+        :raises ValueError: if families, options or sizes do not fit. Nothing has changed then.
+        """
+        if not isinstance(other, RBM):
+            raise TypeError(f"other must be a pyro_ebm.nn.RBM, got {type(other).__name__}")
+        return initialization.init_from_rbm(self, other, extra_scale=extra_scale, seed=seed)
+
+    @torch.no_grad()
+    def init_from_components(
+        self, data: Tensor, *, max_field_std: float | None = None, seed: int | None = None
+    ) -> "RBM":
+        r"""Set the visible layer to the data's statistics and the weights to principal components.
+
+        See :func:`pyro_ebm.nn.components.init_from_components` for the scale of the weights.
+
+        :param Tensor data: shape ``(rows, num_visible)``, at least 2 rows.
+        :param float max_field_std: largest standard deviation, over the data, of what a hidden unit
+            receives. If None there is no limit for Gaussian hidden units, and 2 for others.
+        :param int seed: seed of the weights of hidden units for which there is no component; the global
+            generator if None.
+        :returns: the module.
+        :raises TypeError: if the data is no tensor.
+        :raises ValueError: if the shape is wrong, the data holds NaN or a limit is no positive number.
+        """
+        return components.init_from_components(self, data, max_field_std=max_field_std, seed=seed)
 
     @torch.no_grad()
     def shift_offsets(
@@ -159,10 +249,10 @@ class RBM(LocalModule):
             raise ValueError("the module has no offsets; make it with centered=True")
         weight = self.get_parameter("weight")
         if hidden_step is not None:
-            self.visible.assign(self.visible().tilt(weight @ hidden_step)[0])
+            self.visible.tilt(weight @ hidden_step)
             self.hidden_offset.add_(hidden_step)
         if visible_step is not None:
-            self.hidden.assign(self.hidden().tilt(visible_step @ weight)[0])
+            self.hidden.tilt(visible_step @ weight)
             self.visible_offset.add_(visible_step)
 
 

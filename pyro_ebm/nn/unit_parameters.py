@@ -97,6 +97,18 @@ class UnitParameters(LocalModule):
                 getattr(self, name).copy_(value)
 
     @torch.no_grad()
+    def tilt(self, field: Tensor) -> None:
+        """Absorb a field, as :meth:`Unit.tilt <pyro_ebm.distributions.units.Unit.tilt>` does, in place.
+
+        :param Tensor field: shape ``(size,)``.
+        """
+        bias = self._parameters.get("bias")
+        if bias is None:
+            self.assign(self().tilt(field)[0])
+        else:  # every training step of a centred machine comes here
+            bias.add_(field.view_as(bias))
+
+    @torch.no_grad()
     def init_from_data(self, data: Tensor) -> None:
         """Set the layer, without the weights, to the means (and variances) of the data's columns.
 

@@ -12,6 +12,8 @@ from pyro.distributions import TorchDistribution
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_ebm.ops.shapes import broadcast_shapes
+
 __all__ = ["Unit"]
 
 
@@ -58,7 +60,7 @@ class Unit(ABC):
             setattr(self, name, value)
         shapes = [getattr(self, name).shape for name in self._names]
         try:
-            shape = torch.broadcast_shapes(*map(self._common_shape, self._names))
+            shape = broadcast_shapes([self._common_shape(name) for name in self._names])
         except RuntimeError as error:
             got = ", ".join(f"{n} {tuple(s)}" for n, s in zip(self._names, shapes, strict=True))
             raise ValueError(f"{type(self).__name__}: shapes do not broadcast: {got}") from error
