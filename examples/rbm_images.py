@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ def parse(description: str, data: str, arguments: list[str] | None = None, **def
     parser.add_argument("--samples", type=int, default=100, help="chains of the pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a folder for the model, report and pictures")
+    parser.add_argument(
+        "--model", type=Path, help="evaluate this file; nothing is trained (its data are --data's)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint")
     parser.add_argument("--smoke", action="store_true", help="seconds, on the digits")
     add_training_options(parser, persistent=True, binarize=True, **defaults)
@@ -71,8 +75,28 @@ def run(options: Any) -> dict[str, Any]:
         test = torch.bernoulli(grey[cut:], generator=bits)
     else:
         test = data.binarized("test", seed=0)
+    report: dict[str, Any] = {"command": " ".join(sys.argv), "seed": options.seed}
+    if options.model:
+        module, trainer = pyro_ebm.load(options.model), None
+    else:
+        trainer, costs = train_rbm(train, data.num_pixels, options)
+        module = trainer.averaged
+        report |= costs
+    with torch.no_grad():
+        machine = module()
+    report |= evaluate(machine, test, train.mean(0), options)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        pyro_ebm.save(module, options.output / "model.safetensors")
+        (options.output / "report.json").write_text(json.dumps(report, indent=1))
+        draw(machine, trainer, data.image_shape, options)
+    return report
+
+
+def train_rbm(train: Tensor, num_pixels: int, options: Any) -> tuple[Trainer, dict[str, Any]]:
+    """A trainer that is done, and what it cost."""
     module = nn.RBM(
-        data.num_pixels,
+        num_pixels,
         options.hidden,
         centered=options.centered,
         weight_scale=options.weight_scale,
@@ -82,21 +106,13 @@ def run(options: Any) -> dict[str, Any]:
     started = time.perf_counter(), time.process_time()
     trainer = _trainer(module, config, options)
     trainer.fit(train)
-    report: dict[str, Any] = {
+    costs = {
         "training": config.to_dict(),
         "wall_seconds": time.perf_counter() - started[0],
         "cpu_seconds": time.process_time() - started[1],
     }
-    print(f"trained {config.num_epochs} epochs in {report['wall_seconds']:.0f} s")
-    with torch.no_grad():
-        machine = trainer.averaged()
-    report |= evaluate(machine, test, train.mean(0), options)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        pyro_ebm.save(trainer.averaged, options.output / "model.safetensors")
-        (options.output / "report.json").write_text(json.dumps(report, indent=1))
-        draw(machine, trainer, test, data.image_shape, options)
-    return report
+    print(f"trained {config.num_epochs} epochs in {costs['wall_seconds']:.0f} s")
+    return trainer, costs
 
 
 def _trainer(module: nn.RBM, config: TrainerConfig, options: Any) -> Trainer:
@@ -150,12 +166,12 @@ def evaluate(machine: RBM, test: Tensor, base: Tensor, options: Any) -> dict[str
     return report
 
 
-def draw(machine: RBM, trainer: Trainer, test: Tensor, shape: Any, options: Any) -> None:
-    """Filters, chains and samples."""
+def draw(machine: RBM, trainer: Trainer | None, shape: Any, options: Any) -> None:
+    """Filters, samples, and of a run its chains and history."""
     count = options.samples
     order = machine.weight.norm(dim=0).argsort(descending=True)[:count]
     figures = {"filters": plotting.filters(machine.weight[:, order], shape)}
-    if trainer.chains is not None:
+    if trainer is not None and trainer.chains is not None:
         means = machine.visible.mean(
             machine.visible_field(machine.hidden.mean(machine.hidden_field(trainer.chains[:count])))
         )
@@ -167,6 +183,7 @@ def draw(machine: RBM, trainer: Trainer, test: Tensor, shape: Any, options: Any)
         machine.visible_field(machine.hidden.mean(machine.hidden_field(v)))
     )
     figures["samples"] = plotting.image_grid(means, shape)
-    figures["history"] = plotting.history(trainer.history)
+    if trainer is not None:
+        figures["history"] = plotting.history(trainer.history)
     for name, figure in figures.items():
         plotting.save(figure, options.output / f"{name}.png")

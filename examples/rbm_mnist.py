@@ -18,9 +18,9 @@ from rbm_images import parse, run
 
 #: Chosen by the likelihood of the last 10,000 training images.
 RECIPE = {
-    "num_epochs": 150,
+    "num_epochs": 120,
     "num_chains": 400,
-    "learning_rate": 0.2,
+    "learning_rate": 0.4,
     "learning_rate_schedule": "cosine",
     "averaging": 0.9998,
 }

@@ -25,7 +25,7 @@ LAYERS = {
     "distributions": {"ops"},
     "nn": {"ops", "distributions"},
     "infer": {"ops", "distributions"},
-    "training": {"ops", "distributions", "nn", "infer"},
+    "training": {"ops", "distributions", "nn", "infer", "diagnostics", "distances"},
     "diagnostics": {"ops", "distributions", "infer"},
     "distances": {"ops", "distributions", "infer"},
     "predictive": {"ops", "distributions", "infer", "diagnostics", "distances"},

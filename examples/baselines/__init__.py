@@ -8,18 +8,24 @@ from .cvae import ConditionalVAE, fit_cvae
 from .factor_analysis import FactorAnalysis, fit_factor_analysis, fit_ppca
 from .independent import IndependentUnits, fit_independent
 from .mdn import MixtureDensityNetwork, fit_mdn
+from .ratings import BiasModel, MatrixFactorization, fit_als, fit_biases, item_probabilities
 
 __all__ = [
+    "BiasModel",
     "ClassModels",
     "ConditionalVAE",
     "FactorAnalysis",
     "IndependentUnits",
+    "MatrixFactorization",
     "MixtureDensityNetwork",
     "class_posterior",
+    "fit_als",
+    "fit_biases",
     "fit_cvae",
     "fit_factor_analysis",
     "fit_independent",
     "fit_mdn",
     "fit_ppca",
+    "item_probabilities",
     "log_evidence",
 ]

@@ -4,6 +4,7 @@
 """Boltzmann machines as Pyro distributions."""
 
 from pyro_ebm.distributions import units
+from pyro_ebm.distributions.absent_units import absent_free_energy, absent_machine
 from pyro_ebm.distributions.clamped_sweep import ClampedSweep
 from pyro_ebm.distributions.collapsed_sweep import CollapsedSweep
 from pyro_ebm.distributions.energy_based import EnergyBased, UnnormalizedGradientError
@@ -23,6 +24,8 @@ __all__ = [
     "GibbsSweep",
     "IsingRBM",
     "UnnormalizedGradientError",
+    "absent_free_energy",
+    "absent_machine",
     "reduced_machine",
     "units",
 ]

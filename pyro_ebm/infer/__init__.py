@@ -7,6 +7,7 @@ from pyro_ebm.infer.conditional import (
     BayesClassifier,
     ClassificationBounds,
     ConditionalLikelihood,
+    MachinesByClass,
     conditional_likelihood,
     conditional_log_likelihood,
     conditional_log_partition,
@@ -64,8 +65,11 @@ from pyro_ebm.infer.mcmc import (
 from pyro_ebm.infer.missing import (
     Imputation,
     ObservedLogLikelihood,
+    absent_log_likelihood,
+    absent_log_partition,
     impute,
     observed_log_likelihood,
+    predict_absent,
 )
 
 __all__ = [
@@ -91,11 +95,14 @@ __all__ = [
     "LogPartitionWarning",
     "LogRatio",
     "MachineMoments",
+    "MachinesByClass",
     "MetropolisBlockGibbs",
     "ObservedLogLikelihood",
     "ParallelTempering",
     "ThermodynamicIntegral",
     "VectorizedMCMC",
+    "absent_log_likelihood",
+    "absent_log_partition",
     "bennett_acceptance_ratio",
     "bidirectional_log_partition",
     "bracket_log_partition",
@@ -115,6 +122,7 @@ __all__ = [
     "log_likelihood",
     "mbar",
     "observed_log_likelihood",
+    "predict_absent",
     "pseudo_log_likelihood",
     "raise_log_likelihood",
     "tempering_estimates",

@@ -5,7 +5,21 @@
 
 from pyro_ebm.training.callbacks import Callback
 from pyro_ebm.training.config import TrainerConfig
+from pyro_ebm.training.finetuning import FeedForwardClassifier, FineTuneConfig, FineTuner
+from pyro_ebm.training.history_file import HistoryFile
 from pyro_ebm.training.presets import paper_config
+from pyro_ebm.training.tensorboard import TensorBoardLogger
 from pyro_ebm.training.trainer import Trainer, TrainingDivergedError
 
-__all__ = ["Callback", "Trainer", "TrainerConfig", "TrainingDivergedError", "paper_config"]
+__all__ = [
+    "Callback",
+    "FeedForwardClassifier",
+    "FineTuneConfig",
+    "FineTuner",
+    "HistoryFile",
+    "TensorBoardLogger",
+    "Trainer",
+    "TrainerConfig",
+    "TrainingDivergedError",
+    "paper_config",
+]

@@ -34,7 +34,21 @@ class TrainerConfig:
     :param bool binarize: whether the data are rates in [0, 1] from which new bits (or spins) are drawn
         at each visit.
     :param float noise_std: standard deviation of noise that is added to the data at each visit.
+    :param str missing: what entries that ``observed`` leaves out are: "marginal", units that were not seen
+        and are summed out; or "absent", units that the row does not have, so that every row is a machine
+        of its own units, as in RBM collaborative filtering *(RBM)*, see
+        :class:`~pyro_ebm.training.absent_gradient.AbsentGradient`.
+    :param metrics: names of the metrics of the history, see :data:`pyro_ebm.training.metrics.METRICS`; None
+        for reconstruction error, free energies and the norm of the weights.
+    :param int metrics_every: epochs between two evaluations of the metrics.
+    :param metrics_options: options by metric, such as ``{"ais_log_likelihood": {"every": 5}}``.
     :param int metrics_rows: rows of training and validation data that metrics are computed on.
+    :param str monitor: the key of the history that says which epoch is the best, such as
+        "free_energy_gap", or one that a callback adds at every epoch.
+    :param str monitor_mode: "min" if small values of it are good, "max" if large ones are.
+    :param float min_delta: difference to the best value by which a better one must be better.
+    :param int patience: values of it without a better one after which the run ends; None for no end.
+    :param str best_checkpoint: file that receives a checkpoint whenever it is better, None for none.
     :param str checkpoint: file that receives a checkpoint, None for none.
     :param int checkpoint_every: epochs between checkpoints; the last epoch always writes one.
     :param bool progress: whether to show a progress bar.
@@ -75,7 +89,8 @@ class TrainerConfig:
 
     :param float learning_rate: step size of the optimiser *(schedule)*.
     :param str learning_rate_schedule: "constant"; "linear" or "cosine" to fall to zero over the run; or
-        one of :mod:`torch.optim.lr_scheduler` by name, stepped once an epoch.
+        one of :mod:`torch.optim.lr_scheduler` by name, stepped once an epoch; "ReduceLROnPlateau" with the
+        metric that ``monitor`` names.
     :param schedule_options: arguments of the latter, such as ``{"gamma": 0.97}``.
     :param str optimizer: one of :mod:`torch.optim` by name, such as "sgd", "adam" or "rmsprop".
     :param optimizer_options: its further arguments, such as ``{"nesterov": True}``.
@@ -163,8 +178,17 @@ class TrainerConfig:
     unlabelled_weight: float = 1.0
     binarize: bool = False
     noise_std: float = 0.0
+    missing: str = "marginal"
     offset_rate: float = 0.01
+    metrics: Sequence[str] | None = None
+    metrics_every: int = 1
+    metrics_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     metrics_rows: int = 1000
+    monitor: str | None = None
+    monitor_mode: str = "min"
+    patience: int | None = None
+    min_delta: float = 0.0
+    best_checkpoint: str | os.PathLike[str] | None = None
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_every: int = 1
     progress: bool = True
@@ -178,19 +202,25 @@ class TrainerConfig:
                 object.__setattr__(self, name, tabulated)
             else:
                 check(name, value, valid, expected)
+        if self.metrics is not None:
+            object.__setattr__(self, "metrics", tuple(self.metrics))
         check_combinations(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON types."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["groups"] = {name: dict(options) for name, options in self.groups.items()}
+        for name in ("groups", "metrics_options"):
+            values[name] = {key: dict(options) for key, options in values[name].items()}
+        if self.metrics is not None:
+            values["metrics"] = list(self.metrics)
         for name in ("optimizer_options", "schedule_options"):
             values[name] = dict(values[name])
         for name in SCHEDULES:
             if isinstance(values[name], tuple):
                 values[name] = list(values[name])
-        if self.checkpoint is not None:
-            values["checkpoint"] = os.fspath(self.checkpoint)
+        for name in ("checkpoint", "best_checkpoint"):
+            if values[name] is not None:
+                values[name] = os.fspath(values[name])
         return values
 
     @classmethod

@@ -10,6 +10,15 @@ from typing import Any
 
 import torch
 
+from pyro_ebm.training.metrics.registry import (
+    METRICS,
+    check_options,
+    check_persistent,
+    keys_of,
+    known_keys,
+)
+from pyro_ebm.training.monitor import MONITOR_MODES
+from pyro_ebm.training.plateau import ReduceLROnPlateau
 from pyro_ebm.training.schedules import is_number, is_whole
 
 __all__ = ["CHECKS", "CONDITIONAL_ONLY", "RBM_ONLY", "SCHEDULES", "check_combinations"]
@@ -20,18 +29,18 @@ NEGATIVE_PHASES = ("gibbs", "tempering", "trajectory", "exact")
 NEGATIVE_SIDES = ("auto", "visible", "hidden")
 PRECONDITIONERS = ("none", "standardize", "diagonal", "natural")
 STATISTICS = ("mean", "sample")
+MISSING = ("marginal", "absent")
 OBJECTIVES = ("generative", "discriminative", "hybrid")
 _GROUP_OPTIONS = {"learning_rate", "weight_decay"}
 # They need a closure, sparse gradients or matrices.
 _NO_OPTIMIZERS = {"optimizer", "lbfgs", "sparseadam", "muon"}
-# They need functions, other schedules or a metric.
+# They need functions or other schedules.
 _NO_SCHEDULERS = {
     "LRScheduler",
     "LambdaLR",
     "MultiplicativeLR",
     "SequentialLR",
     "ChainedScheduler",
-    "ReduceLROnPlateau",
     "SWALR",
 }
 
@@ -48,6 +57,8 @@ SCHEDULERS = {
     if isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)
     if name not in _NO_SCHEDULERS
 }
+# Ours, which the trainer steps with a metric.
+SCHEDULERS["ReduceLROnPlateau"] = ReduceLROnPlateau
 
 
 def _at_least(low: int) -> tuple[Callable[[Any], bool], str]:
@@ -69,6 +80,15 @@ def _are_groups(groups: Any) -> bool:
         and set(options) <= _GROUP_OPTIONS
         and all(is_number(value) and value >= 0 for value in options.values())
         for options in groups.values()
+    )
+
+
+def _are_metrics(names: Any) -> bool:
+    # Anything may be in it, also what has no hash.
+    return (
+        isinstance(names, list | tuple)
+        and all(isinstance(name, str) and name in METRICS for name in names)
+        and len(set(names)) == len(names)
     )
 
 
@@ -139,8 +159,20 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "unlabelled_weight": _NON_NEGATIVE,
     "binarize": _BOOL,
     "noise_std": _NON_NEGATIVE,
+    "missing": _one_of(MISSING),
     "offset_rate": _FROM_0_TO_1,
+    "metrics": _optional((_are_metrics, f"different names of {tuple(METRICS)}")),
+    "metrics_every": _at_least(1),
+    "metrics_options": (
+        lambda x: isinstance(x, Mapping) and all(isinstance(o, Mapping) for o in x.values()),
+        "a dictionary by metric of options by name",
+    ),
     "metrics_rows": _at_least(1),
+    "monitor": (lambda x: x is None or (isinstance(x, str) and x != ""), "None or a key"),
+    "monitor_mode": _one_of(MONITOR_MODES),
+    "patience": _optional(_at_least(1)),
+    "min_delta": _NON_NEGATIVE,
+    "best_checkpoint": _optional(_PATH),
     "checkpoint": _optional(_PATH),
     "checkpoint_every": _at_least(1),
     "progress": _BOOL,
@@ -197,6 +229,17 @@ def check_combinations(config: Any) -> None:
         for name, value in chains.items():
             if getattr(config, name) != value:
                 raise ValueError(f"{name} is an option of chains: negative_phase='exact' has none")
+    if config.missing == "absent":
+        own = {"persistent": False, "num_chains": None, "chain_start": "data"}
+        for name, value in own.items():
+            if getattr(config, name) != value:
+                raise ValueError(
+                    f"{name} is no option of missing='absent': the chain of a row has its units and "
+                    "starts at it (CD-k)"
+                )
+        rows = {n for n, m in METRICS.items() if m.states or m.chains or m.validation}
+        if refused := sorted(rows & set(config.metrics or ())):
+            raise ValueError(f"metrics {refused} are of whole machines, not of missing='absent'")
     if config.persistent and config.chain_start == "noise":
         raise ValueError("chain_start='noise' has no effect: persistent chains start there anyway")
     if config.fast_rate and not (config.persistent and config.negative_phase == "gibbs"):
@@ -204,7 +247,31 @@ def check_combinations(config: Any) -> None:
             "fast_rate is an option of persistent chains of block Gibbs (persistent=True, "
             "negative_phase='gibbs')"
         )
+    check_options(config.metrics, config.metrics_options)
+    check_persistent(config.metrics, config.persistent)
+    _check_monitor(config)
     _check_optimizer(config)
+
+
+def _check_monitor(config: Any) -> None:
+    key = config.monitor
+    if key is None:
+        for name, value in {"monitor_mode": "min", "patience": None, "min_delta": 0.0}.items():
+            if getattr(config, name) != value:
+                raise ValueError(f"{name} is an option of the metric that monitor names")
+        if config.best_checkpoint is not None:
+            raise ValueError(
+                "best_checkpoint is written where the metric that monitor names improves"
+            )
+        if config.learning_rate_schedule == "ReduceLROnPlateau":
+            raise ValueError("learning_rate_schedule='ReduceLROnPlateau' needs monitor")
+        return
+    if key in known_keys() and key not in keys_of(config.metrics):
+        names = [name for name, metric in METRICS.items() if key in metric.keys]
+        raise ValueError(f"monitor={key!r} needs one of {names} in metrics")
+    if config.best_checkpoint is not None and config.checkpoint is not None:
+        if os.fspath(config.best_checkpoint) == os.fspath(config.checkpoint):
+            raise ValueError("best_checkpoint and checkpoint must be different files")
 
 
 def _check_optimizer(config: Any) -> None:

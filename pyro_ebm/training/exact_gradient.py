@@ -9,7 +9,9 @@ from torch import Tensor
 from pyro_ebm import nn
 from pyro_ebm.infer import exact_log_partition
 from pyro_ebm.training.config import TrainerConfig
+from pyro_ebm.training.natural_gradient import EnumeratedFisher
 from pyro_ebm.training.offsets import follow_hidden_mean
+from pyro_ebm.training.preconditioning import make_preconditioner
 
 __all__ = ["ExactGradient"]
 
@@ -23,7 +25,6 @@ _OF_STATISTICS = {
     "sparsity_cost": 0.0,
     "dropout": 0.0,
     "dropconnect": 0.0,
-    "preconditioner": "none",
 }
 
 
@@ -31,7 +32,8 @@ class ExactGradient:
     r"""Writes the gradient of :math:`\langle F(v) \rangle_{data} + \log Z` to a module's ``.grad``.
 
     Without chains and without noise, for a layer of at most about 20 bits. The states are summed in float64,
-    whatever the module's type.
+    whatever the module's type. With ``preconditioner="natural"`` (a visible layer that can be enumerated) it
+    is the natural gradient, see :class:`~pyro_ebm.training.natural_gradient.EnumeratedFisher`.
 
     :param module: the module.
     :param TrainerConfig config: options of the run.
@@ -42,12 +44,20 @@ class ExactGradient:
         for name, default in _OF_STATISTICS.items():
             if getattr(config, name) != default:
                 raise ValueError(f"{name} is no option of negative_phase='exact'")
+        if config.preconditioner not in ("none", "natural"):
+            raise ValueError(
+                "preconditioner is no option of negative_phase='exact', unless it is 'natural', got "
+                f"{config.preconditioner!r}"
+            )
         self.module = module
         self.config = config
         self.chains: Tensor | None = None
         self._hidden_mean: Tensor | None = None
         with torch.no_grad():
             exact_log_partition(module())
+        preconditioner = make_preconditioner(module, config)
+        assert preconditioner is None or isinstance(preconditioner, EnumeratedFisher)
+        self._natural = preconditioner
 
     def start_epoch(self, epoch: int) -> None:
         """No schedule concerns it."""
@@ -65,6 +75,8 @@ class ExactGradient:
         for parameter in self.module.parameters():
             parameter.grad = None
         loss.backward()
+        if self._natural is not None:
+            self._natural(dist)
         if self.module.centered:
             with torch.no_grad():
                 self._hidden_mean = dist.hidden.mean(dist.hidden_field(batch)).mean(0)

@@ -3,33 +3,26 @@
 
 """Directions of steepest descent other than that of the gradient."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.distributions import RBM
 from pyro_ebm.training.config import TrainerConfig
+from pyro_ebm.training.diagonal_fisher import DiagonalFisher
+from pyro_ebm.training.natural_gradient import (
+    EnumeratedFisher,
+    SampledFisher,
+    is_cheap_to_enumerate,
+)
+from pyro_ebm.training.phase_statistics import Statistics
+from pyro_ebm.training.standardization import Standardization
 
-__all__ = ["Preconditioner", "Standardization", "Statistics", "make_preconditioner"]
+__all__ = ["Preconditioner", "Statistics", "make_preconditioner"]
 
-
-@dataclass(frozen=True)
-class Statistics:
-    """States of one side of the gradient.
-
-    :param Tensor v: visible states, shape ``(rows, V)``.
-    :param Tensor theta: natural parameters of their hidden layer, shape ``(rows, H)``.
-    :param Tensor h: what stands for the hidden layer, its mean or a draw, shape ``(rows, H)``.
-    :param Tensor keep: ones for hidden units that stay, zeros for those that are left out; all stay if None.
-    """
-
-    v: Tensor
-    theta: Tensor
-    h: Tensor
-    keep: Tensor | None = None
+#: Options under which chains are not of the machine that the Fisher information is of.
+_OTHER_MACHINES = {"dropout": 0.0, "dropconnect": 0.0, "chain_visible": "sample"}
 
 
 class Preconditioner(Protocol):
@@ -50,79 +43,44 @@ class Preconditioner(Protocol):
         """Take back what :meth:`state` gave."""
 
 
-class Standardization:
-    r"""The gradient of the parameterisation in which every unit has mean 0 and variance 1.
-
-    With :math:`\tilde v_i = (v_i - \mu_i) / \sigma_i`, likewise :math:`\tilde h_j`, and the energy
-    :math:`-\tilde v^\top \tilde W \tilde h - \tilde b^\top \tilde v - \tilde c^\top \tilde h`, the
-    distribution is that of :math:`W_{ij} = \tilde W_{ij} / (\sigma_i \sigma_j)`, so that a step along the
-    gradient of :math:`\tilde W` is the step
-
-    .. math::
-        \Delta W_{ij} = -\epsilon\, \frac{\partial (-\log p) / \partial W_{ij}}{\sigma_i^2 \sigma_j^2}
-
-    of W, and :math:`\Delta b_i` has :math:`1 / \sigma_i^2`. W itself is what is stored: moving
-    :math:`\sigma` changes no probability. Tang and Sutskever, *Data normalization in the learning of
-    restricted Boltzmann machines* (2011). Variances are moving averages over batches, and ``damping``
-    is added to them: a pixel that never changes has variance zero. Rates are smaller than those of the
-    plain gradient by the size of typical :math:`\sigma_i^2 \sigma_j^2`.
-
-    :param module: a centred module: its offsets are the means.
-    :param float rate: rate of the moving averages.
-    :param float damping: what is added to variances.
-    :raises ValueError: if the module is not centred, or its hidden units are neither bits nor spins.
-    """
-
-    def __init__(self, module: nn.RBM, rate: float, damping: float) -> None:
-        if not module.centered:
-            raise ValueError("preconditioner='standardize' needs a module with centered=True")
-        family = module.hidden.family
-        if family not in ("bernoulli", "categorical", "ising"):
-            raise ValueError(
-                f"preconditioner='standardize' is for hidden bits or spins, not for {family!r} units"
-            )
-        self._spins = family == "ising"
-        self.module = module
-        self.rate = rate
-        self.damping = damping
-        self._variances: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def __call__(self, dist: RBM, data: Statistics, model: Statistics) -> None:
-        weight = self.module.get_parameter("weight")
-        mean = dist.hidden.natural_mean(data.theta).mean(0)
-        # That of the states, not of their conditional means: bits and spins know theirs from the mean.
-        hidden = 1.0 - mean.square() if self._spins else mean * (1.0 - mean)
-        scales = []
-        for name, batch in (("visible", data.v.var(0, correction=0)), ("hidden", hidden)):
-            old = self._variances.get(name)
-            variance = batch if old is None else old + self.rate * (batch - old)
-            self._variances[name] = variance
-            scales.append((variance + self.damping).reciprocal())
-        if weight.grad is not None:
-            weight.grad.mul_(scales[0].unsqueeze(-1)).mul_(scales[1])
-        for layer, scale in zip((self.module.visible, self.module.hidden), scales, strict=True):
-            for name, parameter in layer.named_parameters():
-                if parameter.grad is not None and name in ("bias", "loc"):
-                    parameter.grad.mul_(scale.view_as(parameter))
-
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that a checkpoint keeps."""
-        return {f"variance.{name}": value for name, value in self._variances.items()}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state` gave."""
-        names = ("visible", "hidden")
-        self._variances = {n: state[f"variance.{n}"] for n in names if f"variance.{n}" in state}
-
-
 def make_preconditioner(module: nn.RBM, config: TrainerConfig) -> Preconditioner | None:
     """The preconditioner of a configuration, None for the plain gradient.
 
-    :raises ValueError: for a machine that cannot have it.
+    :param module: the module.
+    :param TrainerConfig config: ``preconditioner``, ``damping``, and what must agree with them.
+    :raises ValueError: for a machine, or other options, that cannot have it.
     """
-    if config.preconditioner == "none":
+    name = config.preconditioner
+    if name == "none":
         return None
-    if config.preconditioner == "standardize":
-        return Standardization(module, config.offset_rate or 0.01, config.damping)
-    raise NotImplementedError(config.preconditioner)
+    rate = config.offset_rate or 0.01
+    if name == "standardize":
+        return Standardization(module, rate, config.damping)
+    _check(module, config)
+    if name == "diagonal":
+        return DiagonalFisher(module, rate, config.damping)
+    if config.negative_phase == "exact" or is_cheap_to_enumerate(module):
+        return EnumeratedFisher(module, config.damping)
+    return SampledFisher(module, config.damping)
+
+
+def _check(module: nn.RBM, config: TrainerConfig) -> None:
+    """Refuse what makes a Fisher information another one, or undoes the division by it."""
+    option = f"preconditioner={config.preconditioner!r}"
+    if config.optimizer.lower() not in ("sgd", "asgd"):
+        raise ValueError(
+            f"{option} has no effect beside {config.optimizer!r}, which scales every parameter by "
+            "itself; take optimizer='sgd'"
+        )
+    if isinstance(module, nn.ClassificationRBM):
+        raise ValueError(f"{option} is not for visible units with labels (nn.ClassificationRBM)")
+    for name, default in _OTHER_MACHINES.items():
+        if getattr(config, name) != default:
+            raise ValueError(
+                f"{name} and {option} exclude each other: the Fisher information is that of the "
+                "whole machine, in states of its own"
+            )
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError(f"{option} needs at least one parameter that is trained")
+    if config.num_chains == 1:
+        raise ValueError(f"{option} needs num_chains of at least 2: one has no variance")

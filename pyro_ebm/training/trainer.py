@@ -23,11 +23,24 @@ from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.config_checks import CONDITIONAL_ONLY, RBM_ONLY
 from pyro_ebm.training.exact_gradient import ExactGradient
 from pyro_ebm.training.gradient import ContrastiveGradient
-from pyro_ebm.training.metrics import conditional_metrics, epoch_metrics
+from pyro_ebm.training.masked_gradient import (
+    MaskedGradient,
+    incomplete_record,
+    make_absent_gradient,
+    observe,
+    restored,
+    visible_mean,
+)
+from pyro_ebm.training.metrics import EpochMetrics, StepWatch, keys_of, known_keys
+from pyro_ebm.training.monitor import Best, best_epoch
 from pyro_ebm.training.optimization import Optimization
+from pyro_ebm.training.plateau import ReduceLROnPlateau
 from pyro_ebm.training.training_data import TrainingData, check_data_options, draw_states
 
 __all__ = ["Trainer", "TrainingDivergedError"]
+
+#: Numbers on the progress line.
+_MAX_SHOWN = 6
 
 
 class TrainingDivergedError(RuntimeError):
@@ -69,7 +82,7 @@ class Trainer:
             )
         refuse_random_weights(module)
         check_data_options(module, config)
-        if config.checkpoint is not None:
+        if config.checkpoint is not None or config.best_checkpoint is not None:
             # Before the first epoch and not after it: not every module can be written.
             describe(module)
         if config.seed is None:
@@ -79,10 +92,15 @@ class Trainer:
         #: One record an epoch: its number, its metrics and the seconds it took.
         self.history: list[dict[str, Any]] = []
         self.epoch = 0
+        #: States of the visible layer that the metrics of :meth:`fit` look at, by split: "train" and, if
+        #: there are such rows, "validation". The same at every epoch.
+        self.metric_rows: dict[str, Tensor] = {}
         self._stopped = False
+        self._metrics = EpochMetrics(module, config)
         parameter = next(module.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._generator = Generator(device=self._device).manual_seed(config.seed or 0)
+        self._gradient: ConditionalGradient | ClassificationGradient | MaskedGradient
         self._gradient = _make_gradient(module, config, self._generator)
         self._optimization = Optimization(module, config)
 
@@ -121,6 +139,7 @@ class Trainer:
         self.epoch = state.epoch
         self.history = list(state.history)
         self._generator.set_state(state.generator)
+        self._gradient = restored(self._gradient, state.state, self._generator)
         self._gradient.restore(state.state)
         parameters = self._optimization.parameters
         for index, values in state.optimizer.items():
@@ -146,6 +165,11 @@ class Trainer:
         averaged = self._optimization.averaged
         return self.module if averaged is None else averaged.module
 
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch with the best value of ``config.monitor`` so far; None if there is none."""
+        return self._best().epoch
+
     def fit(
         self,
         data: Tensor,
@@ -156,19 +180,21 @@ class Trainer:
         observed: Tensor | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> list[dict[str, Any]]:
-        """Train until ``config.num_epochs`` epochs are done.
+        """Train until ``config.num_epochs`` epochs are done, or ``config.monitor`` no longer improves.
 
         :param Tensor data: shape ``(rows, V)``, any dtype; kept as it is and converted by batch.
         :param Tensor validation: rows for the metrics only.
         :param Tensor context: the contexts of a conditional model, shape ``(rows, num_context)``.
         :param Tensor validation_context: contexts of the rows for the metrics.
-        :param Tensor observed: which entries of the data of a conditional model are observed, boolean of
-            shape ``(rows, V)``; all if None. What stands at the others is not read: they are drawn given
-            the observed ones, by ``num_steps`` sweeps at every visit from where the last visit left them.
+        :param Tensor observed: which entries of the data are observed, boolean of shape ``(rows, V)``; all
+            if None. What stands at the others is not read. They are summed out: drawn given the
+            observed ones, by ``num_steps`` sweeps at every visit from where the last visit left them; or,
+            for an RBM with ``missing="absent"``, no part of the row's machine.
         :param callbacks: objects that are called at the end of every epoch.
         :returns: :attr:`history`.
         :raises TypeError: if data, contexts or ``observed`` are no tensors.
-        :raises ValueError: for a wrong shape, NaN, or values outside of the support.
+        :raises ValueError: for a wrong shape, NaN, or values outside of the support; if metrics need other
+            rows; or if callbacks do not give the metric that is monitored.
         :raises TrainingDivergedError: if parameters become NaN or infinite; the last checkpoint
             stays.
         """
@@ -180,8 +206,12 @@ class Trainer:
             held_out = TrainingData.check(
                 "validation", self.module, self.config, validation, validation_context
             )
+        if held_out is not None and self.config.missing == "absent":
+            raise ValueError("validation rows of missing='absent' are machines with other log Z")
+        self._draw_metric_rows(train, held_out)
+        self._metrics.check_rows(self.metric_rows, bool(callbacks))
         self._start(train)
-        self._stopped = False
+        self._stopped = self._is_out_of_patience()
         for callback in callbacks:
             callback.on_fit_start(self)
         num_batches = -(-len(train.rows) // self.config.batch_size)
@@ -192,7 +222,8 @@ class Trainer:
             while self.epoch < self.config.num_epochs and not self._stopped:
                 bar.set_description(f"epoch {self.epoch + 1}/{self.config.num_epochs}")
                 self._one_epoch(train, held_out, bar, callbacks)
-                bar.set_postfix(_postfix(self.history[-1]))
+                if shown := _postfix(self.history[-1], self.config):
+                    bar.set_postfix(shown)
         for callback in callbacks:
             callback.on_fit_end(self)
         return self.history
@@ -220,6 +251,7 @@ class Trainer:
         from tqdm.auto import tqdm
 
         train = TrainingData.check("data", self.module, self.config, data, context, observed)
+        self._draw_metric_rows(train, None)
         self._start(train)
         with tqdm(disable=True) as bar:
             self._one_epoch(train, None, bar, ())
@@ -238,14 +270,19 @@ class Trainer:
     ) -> None:
         started = time.perf_counter()
         try:
-            self._run_epoch(train.rows, bar)
+            watch = self._run_epoch(train.rows, bar)
         except RuntimeError as error:
             # Some samplers refuse NaN, which products of large parameters make too.
             if not self._is_finite(root=4):
                 raise self._diverged() from error
             raise
         self.epoch += 1
-        self._finish_epoch(train, held_out, time.perf_counter() - started, callbacks)
+        if not self._is_finite():
+            raise self._diverged()
+        seconds = time.perf_counter() - started
+        record = {"epoch": self.epoch, **self._record(train, held_out, watch)}
+        record["seconds"] = round(seconds, 3)
+        self._finish_epoch(record, callbacks)
 
     def _start(self, train: TrainingData) -> None:
         """Put the visible offset of a centred RBM at the data's mean; find the contexts."""
@@ -260,66 +297,103 @@ class Trainer:
             return
         if isinstance(self._gradient, ClassificationGradient):
             self._gradient.start(train.rows)
+        self._gradient = observe(self._gradient, train, self._states, self._generator)
         if module.centered and self.epoch == 0:
-            mean = train.rows.to(self._dtype).mean(0)
+            mean = visible_mean(train, self._dtype, self.config.missing)
             module.shift_offsets(mean - module.visible_offset)
 
-    def _run_epoch(self, data: Tensor, bar: Any) -> None:
+    def _run_epoch(self, data: Tensor, bar: Any) -> StepWatch | None:
         self._gradient.start_epoch(self.epoch)
         self._optimization.start_epoch(self.epoch)
         num_batches = -(-len(data) // self.config.batch_size)
         order = torch.randperm(len(data), device=self._device, generator=self._generator)
         numbers = order.cpu().split(self.config.batch_size)
+        watch = self._metrics.watch(self.epoch + 1, num_batches)
         # A partial fit may go on when the run is over.
         total = max(self.config.num_epochs, self.epoch + 1) * num_batches
         for i, rows in enumerate(order.split(self.config.batch_size)):
             self._gradient(self._states(data[rows], self._generator), numbers[i])
+            if watch is not None:
+                watch.before_update(i)
             self._optimization.step((self.epoch * num_batches + i) / total)
             self._gradient.after_step()
+            if watch is not None:
+                watch.after_update(i, self.chains)
             self._optimization.average()
             bar.update()
         self._optimization.finish_epoch()
         self._gradient.after_epoch()
+        return watch
 
     def _states(self, rows: Tensor, generator: Generator) -> Tensor:
         """Rows of the data as states of the visible layer."""
         return draw_states(rows.to(self._dtype), self.module, self.config, generator)
 
-    def _finish_epoch(
-        self,
-        train: TrainingData,
-        held_out: TrainingData | None,
-        seconds: float,
-        callbacks: Sequence[Callback],
-    ) -> None:
-        if not self._is_finite():
-            raise self._diverged()
-        record = {"epoch": self.epoch, **self._metrics(train, held_out)}
-        record["seconds"] = round(seconds, 3)
+    def _finish_epoch(self, record: dict[str, Any], callbacks: Sequence[Callback]) -> None:
         self.history.append(record)
         for callback in callbacks:
             callback.on_epoch_end(self, record)
+        if self.config.monitor is not None:
+            self._look_at_monitor(self.config.monitor, record, bool(callbacks))
         done = self._stopped or self.epoch == self.config.num_epochs
         due = done or self.epoch % self.config.checkpoint_every == 0
         if self.config.checkpoint is not None and due:
             write_checkpoint(self.config.checkpoint, self._state())
 
-    def _metrics(self, train: TrainingData, held_out: TrainingData | None) -> dict[str, float]:
+    # --- what is watched ----------------------------------------------------------------------------
+
+    def _draw_metric_rows(self, train: TrainingData, held_out: TrainingData | None) -> None:
         count = self.config.metrics_rows
         # A generator of its own, so that looking at metrics does not change the run.
         bits = Generator(device=self._device).manual_seed(0)
-        rows = self._states(train.rows[:count], bits)
-        other = None if held_out is None else self._states(held_out.rows[:count], bits)
+        self.metric_rows = {"train": self._states(train.rows[:count], bits)}
+        if held_out is not None:
+            self.metric_rows["validation"] = self._states(held_out.rows[:count], bits)
+
+    def _record(
+        self, train: TrainingData, held_out: TrainingData | None, watch: StepWatch | None
+    ) -> dict[str, Any]:
+        """The metrics of the epoch that is done."""
         if isinstance(self.module, nn.RBM):
-            return epoch_metrics(self.module(), rows, other, self.chains)
+            if train.observed is not None:
+                seen = self.metric_rows, train.observed, watch
+                return incomplete_record(self._metrics, self._gradient, self.epoch, *seen)
+            return self._metrics.record(self.epoch, self.metric_rows, {}, self.chains, watch)
         assert isinstance(self._gradient, ConditionalGradient) and train.context is not None
+        count, rows = self.config.metrics_rows, dict(self.metric_rows)
         if train.observed is not None and self._gradient.completed is not None:
             completed = self._gradient.completed[:count]
-            rows = torch.where(train.observed[:count], rows, completed)
-        pairs = [(rows, train.context[:count])]
-        if held_out is not None and held_out.context is not None and other is not None:
-            pairs.append((other, held_out.context[:count]))
-        return conditional_metrics(self.module, *pairs)
+            rows["train"] = torch.where(train.observed[:count], rows["train"], completed)
+        contexts = {"train": train.context[:count]}
+        if held_out is not None and held_out.context is not None:
+            contexts["validation"] = held_out.context[:count]
+        return self._metrics.record(self.epoch, rows, contexts, None, watch)
+
+    def _best(self) -> Best:
+        config = self.config
+        if config.monitor is None:
+            return Best()
+        return best_epoch(self.history, config.monitor, config.monitor_mode, config.min_delta)
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self._best().waited >= patience
+
+    def _look_at_monitor(self, key: str, record: dict[str, Any], given_by_callbacks: bool) -> None:
+        """Keep the best epoch, lower the learning rate or end the run, as the options say."""
+        if key not in record:
+            if given_by_callbacks and key not in known_keys():
+                raise ValueError(
+                    f"monitor={key!r} is not in the record of epoch {self.epoch}, which has "
+                    f"{sorted(record)}; the callback that gives it must do so at every epoch"
+                )
+            return
+        if self.best_epoch == self.epoch and self.config.best_checkpoint is not None:
+            write_checkpoint(self.config.best_checkpoint, self._state())
+        sign = 1.0 if self.config.monitor_mode == "min" else -1.0
+        if isinstance(self._optimization.scheduler, ReduceLROnPlateau):
+            self._optimization.scheduler.step(sign * record[key])
+        self._stopped = self._stopped or self._is_out_of_patience()
 
     def _is_finite(self, root: int = 1) -> bool:
         """Whether the parameters' powers (of exponent ``root``) are within the floating-point range."""
@@ -350,16 +424,22 @@ class Trainer:
 
 def _make_gradient(
     module: nn.RBM | nn.NeuralBoltzmannMachine, config: TrainerConfig, generator: Generator
-) -> ContrastiveGradient | ConditionalGradient | ExactGradient | ClassificationGradient:
+) -> ConditionalGradient | ClassificationGradient | MaskedGradient:
     if isinstance(module, nn.NeuralBoltzmannMachine):
         _refuse(
-            config, RBM_ONLY, {"chain_start": "noise", "negative_phase": "trajectory"}, "a nn.RBM"
+            config,
+            RBM_ONLY,
+            {"chain_start": "noise", "negative_phase": "trajectory", "missing": "absent"},
+            "a nn.RBM",
         )
         return ConditionalGradient(module, config, generator)
     _refuse(config, CONDITIONAL_ONLY, {"chain_start": "prior"}, "conditional models")
     if isinstance(module, nn.ClassificationRBM):
+        _refuse(config, (), {"missing": "absent"}, "a nn.RBM without labels")
         return ClassificationGradient(module, config, generator)
     _refuse(config, ("objective",), {}, "a nn.ClassificationRBM")
+    if config.missing == "absent":
+        return make_absent_gradient(module, config, generator)
     if config.negative_phase == "exact":
         return ExactGradient(module, config)
     return ContrastiveGradient(module, config, generator)
@@ -389,6 +469,11 @@ def _check_same_chains(old: TrainerConfig, new: TrainerConfig) -> None:
             )
 
 
-def _postfix(record: dict[str, Any]) -> dict[str, str]:
-    names = ("reconstruction_error", "free_energy_gap")
-    return {name: f"{record[name]:.4g}" for name in names if name in record}
+def _postfix(record: dict[str, Any], config: TrainerConfig) -> dict[str, str]:
+    """What the progress line shows: the metric that is monitored, and those that were chosen."""
+    keys: tuple[str, ...] = ("reconstruction_error", "free_energy_gap")
+    if config.metrics is not None:
+        keys = keys_of(config.metrics)
+    keys = tuple(dict.fromkeys(((config.monitor,) if config.monitor else ()) + keys))
+    numbers = {key: record[key] for key in keys if isinstance(record.get(key), int | float)}
+    return {key: f"{value:.4g}" for key, value in list(numbers.items())[:_MAX_SHOWN]}

@@ -4,11 +4,13 @@
 """What a model is trained on: checked once, turned into states at every visit."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
+from pyro_ebm.distributions import units
 from pyro_ebm.distributions.observed_rows import ObservedRows
 from pyro_ebm.infer.conditional.contexts import evaluating
 from pyro_ebm.ops.random import bernoulli
@@ -17,6 +19,7 @@ from pyro_ebm.training.config import TrainerConfig
 __all__ = ["TrainingData", "check_data_options", "draw_states"]
 
 Module = nn.RBM | nn.NeuralBoltzmannMachine
+_BITS = ("bernoulli", "ising")
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,51 @@ def draw_states(
     :param Tensor rows: shape ``(rows, V)``, of the module's dtype and device.
     """
     if config.binarize:
-        rows = bernoulli(rows, generator)
-        if _family(module) == "ising":
-            rows = 2.0 * rows - 1.0
+        rows = _draw_bits(rows, module, generator)
     if config.noise_std:
         noise = torch.empty_like(rows).normal_(generator=generator)
         rows = torch.add(rows, noise, alpha=config.noise_std)
     return rows
+
+
+def _draw_bits(rows: Tensor, module: Module, generator: Generator) -> Tensor:
+    """Bits or spins of their rates; blocks of a mixed layer of other families stay as they are."""
+    blocks = _bit_blocks(module)
+    if len(blocks) == 1 and blocks[0][0] == slice(0, rows.shape[-1]):
+        bits = bernoulli(rows, generator)
+        return 2.0 * bits - 1.0 if blocks[0][1] else bits
+    rows = rows.clone()
+    for entries, spins in blocks:
+        bits = bernoulli(rows[..., entries], generator)
+        rows[..., entries] = 2.0 * bits - 1.0 if spins else bits
+    return rows
+
+
+def _bit_blocks(module: Module) -> list[tuple[slice, bool]]:
+    """Entries that ``binarize`` makes bits of, and whether these are spins."""
+    family = _family(module)
+    if family != "mixed":
+        # Bits are real numbers too.
+        bits = family not in ("categorical", "multinomial")
+        return [(slice(0, _num_visible(module)), family == "ising")] if bits else []
+    found: list[tuple[slice, bool]] = []
+    _collect_bits(_visible_options(module), 0, found)
+    return found
+
+
+def _visible_options(module: Module) -> Any:
+    layer: Any = module.visible if isinstance(module, nn.RBM) else module._visible
+    return layer.options
+
+
+def _collect_bits(options: Any, start: int, found: list[tuple[slice, bool]]) -> None:
+    """The blocks of bits and spins of a mixed layer that begins at an entry."""
+    for block in options["blocks"]:
+        if block["family"] in _BITS:
+            found.append((slice(start, start + block["size"]), block["family"] == "ising"))
+        elif block["family"] == "mixed":
+            _collect_bits(block["options"], start, found)
+        start += block["size"]
 
 
 def _check_tensor(name: str, value: object) -> None:
@@ -103,25 +144,30 @@ def _fill(
 
     :param Tensor context: a context of the data, shape ``(1, num_context)``.
     """
-    if isinstance(module, nn.RBM):
-        raise ValueError("observed is an option of conditional models, not of a nn.RBM")
+    if isinstance(module, nn.ClassificationRBM):
+        raise ValueError(
+            "observed is no option of a nn.ClassificationRBM; a row without a label has zeros for it"
+        )
     _check_tensor("observed", observed)
-    assert context is not None
     if observed.shape != rows.shape:
         raise ValueError(
             f"observed must have shape {tuple(rows.shape)}, got {tuple(observed.shape)}"
         )
     with evaluating(module):
-        machine = module.condition(context)
-        # Checks that whole units are observed or missing; rates are no states, and checked later.
+        machine = module() if context is None else module.condition(context)
         here = rows.to(machine.weight)
-        ObservedRows(machine, here, observed.to(here.device), validate=not config.binarize)
+        # A generator of its own: these are placeholders, and no part of the run.
+        bits = Generator(device=here.device).manual_seed(0)
+        filler = machine.visible.sample(torch.zeros_like(here), bits)
+        states = here
         if config.binarize:
-            filler = torch.full_like(here, 0.5)
-        else:
-            # A generator of its own: these are placeholders, and no part of the run.
-            bits = Generator(device=here.device).manual_seed(0)
-            filler = machine.visible.sample(torch.zeros_like(here), bits)
+            states = here.clone()
+            for entries, _ in _bit_blocks(module):
+                filler[..., entries] = 0.5
+                # Rates are no states, and checked later.
+                states[..., entries] = 1.0
+        # Checks that whole units are observed or missing.
+        ObservedRows(machine, states, observed.to(here.device), validate=True)
     return torch.where(observed, rows, filler.to(rows))
 
 
@@ -131,8 +177,9 @@ def check_data_options(module: Module, config: TrainerConfig) -> None:
     :raises ValueError: if there are such.
     """
     family = _family(module)
-    if config.binarize and family in ("categorical", "multinomial", "mixed"):
-        raise ValueError(f"binarize=True draws bits, which are no states of {family!r} units")
+    if config.binarize and not _bit_blocks(module):
+        what = "any block of mixed" if family == "mixed" else repr(family)
+        raise ValueError(f"binarize=True draws bits, which are no states of {what} units")
     if config.noise_std and family not in ("gaussian", "low-rank-gaussian"):
         raise ValueError(f"noise_std is an option of Gaussian visible units, not of {family!r}")
 
@@ -152,16 +199,46 @@ def _valid_rows(
 ) -> tuple[Tensor, str]:
     """Which rows can be states, and in words what they must be."""
     family = _family(module)
-    if config.binarize:
+    if config.binarize and family != "mixed":
         return ((rows >= 0) & (rows <= 1)).all(-1), "[0, 1], which binarize=True needs"
     if isinstance(module, nn.RBM):
-        support = module.visible().support
+        layer = module.visible()
     else:
         assert context is not None
         with evaluating(module):
-            support = module.visible_unit(context).support
-    valid = support.check(rows) & torch.isfinite(rows).all(-1)
-    return valid, f"the support of {family!r} units or not finite ({support})"
+            layer = module.visible_unit(context)
+    if family != "mixed":
+        valid = layer.support.check(rows) & torch.isfinite(rows).all(-1)
+        return valid, f"the support of {family!r} units or not finite ({layer.support})"
+    valid = torch.isfinite(rows).all(-1)
+    for entries, block in layer.parts():
+        valid = valid & _valid_part(module, config, entries, block, rows)
+    what = f"the support of 'mixed' units or not finite ({layer.support})"
+    if config.binarize:
+        what += ", where bits and spins are rates in [0, 1], which binarize=True needs"
+    return valid, what
+
+
+def _valid_part(
+    module: Module, config: TrainerConfig, entries: slice, block: units.Unit, rows: Tensor
+) -> Tensor:
+    """Which rows can be states in one block of a mixed layer."""
+    part = rows[..., entries]
+    bits = isinstance(block, units.Bernoulli | units.Ising)
+    if config.binarize and bits:
+        return ((part >= 0) & (part <= 1)).all(-1)
+    valid = block.support.check(part)
+    if not isinstance(module, nn.ClassificationRBM):
+        return valid
+    if entries.start == module.num_inputs:
+        # Rows of which the class is not known.
+        return valid | (part == 0).all(-1)
+    if bits and config.objective != "generative":
+        # p(y | x) is a function of grey levels too; the generative part takes them for states, as that
+        # of Larochelle and Bengio (2008) does.
+        low = -1.0 if isinstance(block, units.Ising) else 0.0
+        return ((part >= low) & (part <= 1)).all(-1)
+    return valid
 
 
 def _check_context(

@@ -54,5 +54,10 @@ def test_both_sides_and_resume(tmp_path: Path) -> None:
     report = json.loads((whole / "report.json").read_text())
     low, high = report["log_likelihood_interval"]
     assert low < report["AIS"]["log_likelihood"] < high and -30 < low and high < -20
+    # The file alone gives the same likelihoods again.
+    again = tmp_path / "again"
+    _run(program, *small, "--model", whole / "model.safetensors", "--output", again)
+    repeated = json.loads((again / "report.json").read_text())
+    assert repeated["log_likelihood_interval"] == report["log_likelihood_interval"]
     message = _run(program, *small, "--resume", fails=True)
     assert "--resume needs the --checkpoint" in message

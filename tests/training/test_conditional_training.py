@@ -636,7 +636,7 @@ def test_values_outside_of_the_support(visible):
         make_trainer(make_nbm(visible)).fit(bad, context=contexts)
 
 
-@pytest.mark.parametrize("visible", ["categorical", "multinomial", "mixed"])
+@pytest.mark.parametrize("visible", ["categorical", "multinomial"])
 def test_bits_are_no_states_of_these(visible):
     with pytest.raises(ValueError, match="binarize=True draws bits, which are no states of"):
         make_trainer(make_nbm(visible), binarize=True)

@@ -218,9 +218,3 @@ def test_refusals():
     with pytest.raises(ValueError, match="1"):
         make_trainer(nbm).fit(bad, context=x, observed=torch.ones_like(partly))
     assert all(torch.equal(before[name], t) for name, t in nbm.state_dict().items())
-    with pytest.raises(
-        ValueError, match=r"observed is an option of conditional models, not of a nn"
-    ):
-        Trainer(nn.RBM(6, 2), TrainerConfig(progress=False)).fit(
-            torch.zeros(5, 6), observed=torch.ones(5, 6, dtype=torch.bool)
-        )

@@ -26,7 +26,24 @@ IMPOSSIBLE = {
     "num_epochs": [-1, 1.5, True, "1", None, NAN],
     "batch_size": WHOLE,
     "num_steps": WHOLE,
+    "metrics": [
+        "weight_norm",
+        ("weight_norms",),
+        ("mmd", "mmd"),
+        1,
+        True,
+        (1,),
+        [["mmd"]],
+        {"mmd"},
+    ],
+    "metrics_every": WHOLE,
+    "metrics_options": [None, [], "mmd", {"mmd": 1}, {"mmd": None}],
     "metrics_rows": WHOLE,
+    "monitor": ["", 1, True, ["mmd"]],
+    "monitor_mode": ["lower", "", None, 0, ["min"]],
+    "patience": [0, -1, 1.0, True, "1", NAN],
+    "min_delta": [-1e-9, NAN, INF, "0", None],
+    "best_checkpoint": [1, True, b"bytes", 0.5],
     "checkpoint_every": WHOLE,
     "num_chains": [0, -1, 2.0, True, "1", NAN],
     "seed": [-1, 1.0, True, "1", 2**64, NAN],
@@ -74,6 +91,7 @@ IMPOSSIBLE = {
     "negative_phase": ["cd", "", None, 0],
     "negative_side": ["both", "", None, 0],
     "num_replicas": [1, *WHOLE],
+    "missing": ["mcar", "", None, 0],
     "noise_std": [-0.1, NAN, INF, "0", None],
     "persistent": ["no", 1, None],
     "binarize": ["no", 1, None],
@@ -168,7 +186,7 @@ def test_positions_and_unknown_names():
         TrainerConfig().num_epochs = 3
 
 
-#: Two configurations that have no option at its default between them.
+#: Configurations that have no option at its default between them.
 ALL_OPTIONS = [
     TrainerConfig(
         num_epochs=3,
@@ -207,7 +225,15 @@ ALL_OPTIONS = [
         binarize=True,
         noise_std=0.1,
         offset_rate=0.2,
+        metrics=["pseudo_log_likelihood", "mmd"],
+        metrics_every=2,
+        metrics_options={"mmd": {"kernel": "hamming", "every": 3}},
         metrics_rows=9,
+        monitor="pseudo_log_likelihood_validation",
+        monitor_mode="max",
+        patience=4,
+        min_delta=0.5,
+        best_checkpoint=Path("runs") / "best.safetensors",
         checkpoint=Path("runs") / "x.safetensors",
         checkpoint_every=4,
         progress=False,
@@ -222,6 +248,7 @@ ALL_OPTIONS = [
         negative_side="hidden",
         num_replicas=4,
     ),
+    TrainerConfig(missing="absent"),
 ]
 
 
@@ -235,13 +262,16 @@ def test_all_options_are_tried():
     assert same == []
 
 
-@pytest.mark.parametrize("config", ALL_OPTIONS, ids=["rbm", "conditional"])
+@pytest.mark.parametrize("config", ALL_OPTIONS, ids=["rbm", "conditional", "absent"])
 def test_round_trip_by_json(config):
     values = config.to_dict()
     again = TrainerConfig.from_dict(json.loads(json.dumps(values)))
     assert again.to_dict() == values
-    assert asdict(again) | {"checkpoint": None} == asdict(config) | {"checkpoint": None}
-    assert again.checkpoint is None or Path(again.checkpoint) == config.checkpoint
+    no_paths = {"checkpoint": None, "best_checkpoint": None}
+    assert asdict(again) | no_paths == asdict(config) | no_paths
+    for name in no_paths:
+        path = getattr(config, name)
+        assert path is None or Path(getattr(again, name)) == path
     assert TrainerConfig.from_dict(TrainerConfig().to_dict()) == TrainerConfig()
 
 

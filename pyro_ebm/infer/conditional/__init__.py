@@ -6,6 +6,7 @@
 Evaluation is in float64; from devices without it (MPS) move models and data to the CPU first.
 """
 
+from pyro_ebm.infer.conditional.by_class import MachinesByClass
 from pyro_ebm.infer.conditional.classifier import BayesClassifier, ClassificationBounds
 from pyro_ebm.infer.conditional.contexts import ConditionalModel, unique_contexts
 from pyro_ebm.infer.conditional.likelihood import (
@@ -21,6 +22,7 @@ __all__ = [
     "ClassificationBounds",
     "ConditionalLikelihood",
     "ConditionalModel",
+    "MachinesByClass",
     "conditional_likelihood",
     "conditional_log_likelihood",
     "conditional_log_partition",
