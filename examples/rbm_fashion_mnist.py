@@ -1,10 +1,10 @@
 # Copyright Contributors to the pyro_ebm project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""An RBM of binarised Fashion-MNIST by centred persistent contrastive divergence, with its test log-likelihood.
+"""An RBM of binarised Fashion-MNIST by centred PCD, with its test log-likelihood.
 
-As ``rbm_mnist.py``, with a smaller rate: grey levels of clothes are drawn anew at every visit, and are far from
-0 and 1.
+As ``rbm_mnist.py``, with a smaller rate: the grey levels of clothes, from which bits are drawn at every
+visit, are far from 0 and 1.
 
     PYRO_EBM_DATA=/path/to/data python examples/rbm_fashion_mnist.py --output runs/rbm-fashion
     python examples/rbm_fashion_mnist.py --smoke
