@@ -71,6 +71,8 @@ class ClassificationGradient:
             for name, default in _GENERATIVE_ONLY.items():
                 if getattr(config, name) != default:
                     raise ValueError(f"{name} is an option of objective='generative' only")
+            if config.objective == "discriminative" and config.sparsity_cost:
+                raise ValueError("sparsity_cost has no effect: it is of the generative objective")
             if config.dropout:
                 check_hidden_bits("dropout", module.hidden(), module.hidden.family)
             own = replace(config, dropout=0.0)

@@ -123,7 +123,7 @@ class TrainerConfig:
     :param float dropout: probability that a hidden unit is left out, drawn by row and chain at every update
         *(schedule, RBM)* [3].
     :param float dropconnect: probability that a weight is left out, drawn at every update *(schedule, RBM)*.
-    :raises ValueError: for an impossible value, or one that has no effect, naming the option.
+    :raises ValueError: for an impossible value, or options that contradict each other, naming the option.
 
     **References**
 

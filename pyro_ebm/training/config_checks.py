@@ -32,11 +32,14 @@ STATISTICS = ("mean", "sample")
 MISSING = ("marginal", "absent")
 OBJECTIVES = ("generative", "discriminative", "hybrid")
 _GROUP_OPTIONS = {"learning_rate", "weight_decay"}
-# They need a closure, sparse gradients or matrices.
-_NO_OPTIMIZERS = {"optimizer", "lbfgs", "sparseadam", "muon"}
-# They need functions or other schedules.
+# They need a closure, sparse gradients or matrices, or keep states of other shapes than the parameters'.
+_NO_OPTIMIZERS = {"optimizer", "lbfgs", "sparseadam", "muon", "adafactor"}
+# They need functions or other schedules, or change the momentum, which is an option of its own.
 _NO_SCHEDULERS = {
+    "OneCycleLR",
+    "CyclicLR",
     "LRScheduler",
+    "_LRScheduler",
     "LambdaLR",
     "MultiplicativeLR",
     "SequentialLR",
@@ -276,6 +279,9 @@ def _check_monitor(config: Any) -> None:
 
 def _check_optimizer(config: Any) -> None:
     name = config.optimizer.lower()
+    for option in {"lr", "weight_decay", "momentum"} & set(config.optimizer_options):
+        own = "learning_rate" if option == "lr" else option
+        raise ValueError(f"optimizer_options has {option!r}, which is the option {own} of its own")
     with_momentum = sorted(n for n, kind in OPTIMIZERS.items() if "momentum" in _defaults(kind))
     if config.momentum and name not in with_momentum:
         raise ValueError(f"momentum is an option of {with_momentum}, not of {config.optimizer!r}")
@@ -298,12 +304,30 @@ def _check_optimizer(config: Any) -> None:
             f"preconditioner='standardize' has no effect beside {config.optimizer!r}, which scales "
             "every parameter by itself; take optimizer='sgd'"
         )
-    # What the options are is the optimiser's to say.
+    # What the options are is for torch to say.
     try:
-        make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+        optimizer = make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"optimizer_options of {config.optimizer!r} are impossible: {error}"
+        ) from error
+    make_scheduler(config, optimizer)
+
+
+def make_scheduler(config: Any, optimizer: torch.optim.Optimizer) -> Any:
+    """torch's schedule of the learning rate; None for ours.
+
+    :raises ValueError: if it does not take ``schedule_options``.
+    """
+    kind: Any = SCHEDULERS.get(config.learning_rate_schedule)
+    if kind is None:
+        return None
+    try:
+        return kind(optimizer, **config.schedule_options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"schedule_options {dict(config.schedule_options)} are impossible for "
+            f"{config.learning_rate_schedule!r}: {error}"
         ) from error
 
 

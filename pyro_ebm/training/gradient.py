@@ -29,8 +29,9 @@ class ContrastiveGradient:
             + \langle (v - o_v)(E[h|v] - o_h)^\top \rangle_{model}
 
     and likewise for the parameters of the layers; the model's averages are over chains of block
-    Gibbs or replicas. The same gradient in expectation as that of
-    :class:`~pyro_ebm.infer.ContrastiveDivergence`, for a fraction of its time.
+    Gibbs or replicas. With fast weights, hidden means are those of the machine that the chains move in.
+    The same gradient in expectation as that of :class:`~pyro_ebm.infer.ContrastiveDivergence`, for a
+    fraction of its time.
 
     :param module: the module.
     :param TrainerConfig config: options of the run.
@@ -153,9 +154,10 @@ class ContrastiveGradient:
         h = data.h
         if self.config.positive_hidden == "sample":
             h = sweep.draw_hidden(data.theta)
+        penalty = None
         if self.sparsity is not None:
-            h = h - self.sparsity.correction(data.h, self._sparsity_cost)
-        return replace(data, h=h)
+            penalty = self.sparsity.correction(data.h, self._sparsity_cost)
+        return replace(data, h=h, penalty=penalty)
 
     def _negative_phase(
         self, dist: RBM, sweep: GibbsSweep, batch: Tensor, theta: Tensor, keep: Tensor | None
@@ -179,6 +181,7 @@ class ContrastiveGradient:
             if self.module.centered:
                 v, h = v - dist.visible_offset, h - dist.hidden_offset
             h = drop_units(h, side.keep, None)
+            h = h if side.penalty is None else h - side.penalty
             torch.addmm(weight.grad, v.T, h, beta=beta, alpha=sign / len(v), out=weight.grad)
             beta = 1.0
 
@@ -191,5 +194,6 @@ class ContrastiveGradient:
         for scale, side in ((-1.0, data), (1.0, model)):
             visible.accumulate_gradient(dist.visible.mean_parameters_gradient(side.v), scale)
             h = drop_units(side.h, side.keep, None)
+            h = h if side.penalty is None else h - side.penalty
             gradient = dist.hidden.natural_log_partition_gradient(side.theta, h)
             hidden.accumulate_gradient(gradient, scale)

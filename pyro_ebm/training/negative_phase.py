@@ -120,6 +120,6 @@ class GibbsPhase:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`state` gave."""
-        self.chains = state.get("chains")
+        self.chains = state.get("chains") if self.persistent else None
         if self.fast is not None:
             self.fast.restore(state)

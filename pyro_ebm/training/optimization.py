@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyro_ebm import nn
 from pyro_ebm.training.config import TrainerConfig
-from pyro_ebm.training.config_checks import SCHEDULERS, make_optimizer
+from pyro_ebm.training.config_checks import make_optimizer, make_scheduler
 from pyro_ebm.training.regularizers import restore_max_norm, shrink
 from pyro_ebm.training.schedules import value_at
 
@@ -36,7 +36,7 @@ class Optimization:
         self.optimizer: torch.optim.Optimizer = make_optimizer(config, groups)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         #: torch's schedule of the learning rate, None for ours.
-        self.scheduler: Any = _make_scheduler(self.optimizer, config)
+        self.scheduler: Any = make_scheduler(config, self.optimizer)
         #: The module with averaged parameters, None where nothing is averaged.
         self.averaged: Any = None
         if config.averaging:
@@ -104,17 +104,35 @@ class Optimization:
             self.scheduler.step()
 
     def schedule_state(self) -> dict[str, Any]:
-        """The state of torch's schedule, JSON types; empty for ours."""
-        return {} if self.scheduler is None else dict(self.scheduler.state_dict())
+        """How far torch's schedule has got, JSON types; empty for ours.
+
+        What follows from its options is not in it: JSON would make other types of some of that.
+        """
+        if self.scheduler is None:
+            return {}
+        state = self.scheduler.state_dict()
+        return {name: state[name] for name in _SCHEDULE_STATE if name in state}
 
     def restore_schedule(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`schedule_state` gave."""
+        """Take back what :meth:`schedule_state` gave; for a run with the same rate and schedule."""
         if self.scheduler is None or not state:
             return
         self.scheduler.load_state_dict(state)
         for group, rate in zip(self.optimizer.param_groups, state["_last_lr"], strict=True):
             group["lr"] = rate
 
+
+#: Attributes of torch's schedules that change as they go on.
+_SCHEDULE_STATE = (
+    "last_epoch",
+    "_step_count",
+    "_last_lr",
+    "T_cur",
+    "T_i",
+    "best",
+    "num_bad_epochs",
+    "cooldown_counter",
+)
 
 _SCHEDULES = {
     "constant": lambda progress: 1.0,
@@ -152,16 +170,3 @@ def _groups(module: Module, config: TrainerConfig) -> list[dict[str, Any]]:
             }
         )
     return groups
-
-
-def _make_scheduler(optimizer: torch.optim.Optimizer, config: TrainerConfig) -> Any:
-    kind: Any = SCHEDULERS.get(config.learning_rate_schedule)
-    if kind is None:
-        return None
-    try:
-        return kind(optimizer, **config.schedule_options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"schedule_options {dict(config.schedule_options)} are impossible for "
-            f"{config.learning_rate_schedule!r}: {error}"
-        ) from error

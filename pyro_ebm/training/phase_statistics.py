@@ -18,9 +18,11 @@ class Statistics:
     :param Tensor theta: natural parameters of their hidden layer, shape ``(rows, H)``.
     :param Tensor h: what stands for the hidden layer, its mean or a draw, shape ``(rows, H)``.
     :param Tensor keep: ones for hidden units that stay, zeros for those that are left out; all stay if None.
+    :param Tensor penalty: what a penalty of the hidden layer subtracts from h, whatever is left out.
     """
 
     v: Tensor
     theta: Tensor
     h: Tensor
     keep: Tensor | None = None
+    penalty: Tensor | None = None

@@ -22,7 +22,13 @@ from pyro_ebm.training.standardization import Standardization
 __all__ = ["Preconditioner", "Statistics", "make_preconditioner"]
 
 #: Options under which chains are not of the machine that the Fisher information is of.
-_OTHER_MACHINES = {"dropout": 0.0, "dropconnect": 0.0, "chain_visible": "sample"}
+_OTHER_MACHINES = {
+    "dropout": 0.0,
+    "dropconnect": 0.0,
+    "fast_rate": 0.0,
+    "chain_hidden": "sample",
+    "chain_visible": "sample",
+}
 
 
 class Preconditioner(Protocol):
@@ -82,5 +88,5 @@ def _check(module: nn.RBM, config: TrainerConfig) -> None:
             )
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError(f"{option} needs at least one parameter that is trained")
-    if config.num_chains == 1:
+    if (config.num_chains or config.batch_size) == 1:
         raise ValueError(f"{option} needs num_chains of at least 2: one has no variance")

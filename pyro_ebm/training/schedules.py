@@ -36,7 +36,8 @@ def tabulate(
         raise ValueError(f"{name} must have at least one value, got an empty list")
     for epoch, value in enumerate(values):
         check(f"{name} of epoch {epoch}", value, valid, expected)
-    return tuple(values)
+    # A list of zeros is no option at all.
+    return values[0] if len(set(values)) == 1 else tuple(values)
 
 
 def value_at(schedule: Any, epoch: int) -> Any:

@@ -53,7 +53,7 @@ class Standardization:
     @torch.no_grad()
     def __call__(self, dist: RBM, data: Statistics, model: Statistics) -> None:
         weight = self.module.get_parameter("weight")
-        mean = dist.hidden.natural_mean(data.theta).mean(0)
+        mean = data.h.mean(0)
         # That of the states, not of their conditional means: bits and spins know theirs from the mean.
         hidden = 1.0 - mean.square() if self._spins else mean * (1.0 - mean)
         scales = []
@@ -68,6 +68,9 @@ class Standardization:
             for name, parameter in layer.named_parameters():
                 if parameter.grad is not None and name in ("bias", "loc"):
                     parameter.grad.mul_(scale.view_as(parameter))
+                    if name == "loc":
+                        # The bias is b = precision * loc, and its gradient that of loc over precision.
+                        parameter.grad.div_(layer.log_precision.detach().exp().square())
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint keeps."""

@@ -31,7 +31,7 @@ from pyro_ebm.training.masked_gradient import (
     restored,
     visible_mean,
 )
-from pyro_ebm.training.metrics import EpochMetrics, StepWatch, keys_of, known_keys
+from pyro_ebm.training.metrics import METRICS, EpochMetrics, StepWatch, keys_of, known_keys
 from pyro_ebm.training.monitor import Best, best_epoch
 from pyro_ebm.training.optimization import Optimization
 from pyro_ebm.training.plateau import ReduceLROnPlateau
@@ -127,30 +127,43 @@ class Trainer:
         config = replace(state.config, **changes)
         if isinstance(module, nn.NeuralBoltzmannMachine) and "chains" in state.state:
             _check_same_chains(state.config, config)
+        if isinstance(module, nn.RBM):
+            _check_num_chains(config, state.state.get("chains"))
         trainer = cls(module, config)
+        same = {
+            name
+            for name in ("optimizer", "learning_rate", "learning_rate_schedule", "schedule_options")
+            if getattr(config, name) == getattr(state.config, name)
+        }
         try:
-            trainer._restore(state)
+            trainer._restore(state, same)
         except (IndexError, KeyError, RuntimeError, ValueError) as error:
             message = f"{path}: the state of training does not fit the model or the device"
             raise nn.ModelFileError(f"{message} ({error})") from error
         return trainer
 
-    def _restore(self, state: Checkpoint) -> None:
+    def _restore(self, state: Checkpoint, same: set[str] | None = None) -> None:
+        """Take back a state; ``same`` has the options that it still has, of those of the update."""
         self.epoch = state.epoch
         self.history = list(state.history)
         self._generator.set_state(state.generator)
         self._gradient = restored(self._gradient, state.state, self._generator)
         self._gradient.restore(state.state)
-        parameters = self._optimization.parameters
-        for index, values in state.optimizer.items():
+        # Another optimiser or schedule starts anew.
+        if same is None or "optimizer" in same:
+            self._restore_optimizer(state.optimizer)
+        if same is None or {"learning_rate", "learning_rate_schedule", "schedule_options"} <= same:
+            self._optimization.restore_schedule(state.schedule)
+        if self._optimization.averaged is not None and state.average:
+            self._optimization.averaged.load_state_dict(state.average)
+
+    def _restore_optimizer(self, states: dict[int, dict[str, Any]]) -> None:
+        parameters, optimizer = self._optimization.parameters, self._optimization.optimizer
+        for index, values in states.items():
             shape = parameters[index].shape
             if any(value.dim() and value.shape != shape for value in values.values()):
                 raise ValueError(f"state of parameter {index}, which has shape {tuple(shape)}")
-        optimizer = self._optimization.optimizer
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state.optimizer})
-        self._optimization.restore_schedule(state.schedule)
-        if self._optimization.averaged is not None and state.average:
-            self._optimization.averaged.load_state_dict(state.average)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
     @property
     def chains(self) -> Tensor | None:
@@ -300,6 +313,8 @@ class Trainer:
         self._gradient = observe(self._gradient, train, self._states, self._generator)
         if module.centered and self.epoch == 0:
             mean = visible_mean(train, self._dtype, self.config.missing)
+            if module.visible.family == "ising" and self.config.binarize:
+                mean = 2.0 * mean - 1.0  # of spins that are drawn from rates
             module.shift_offsets(mean - module.visible_offset)
 
     def _run_epoch(self, data: Tensor, bar: Any) -> StepWatch | None:
@@ -387,12 +402,14 @@ class Trainer:
                     f"monitor={key!r} is not in the record of epoch {self.epoch}, which has "
                     f"{sorted(record)}; the callback that gives it must do so at every epoch"
                 )
+            if any(key in METRICS[name].keys for name in self._metrics.due(self.epoch)):
+                raise ValueError(f"monitor={key!r}: its metric has no such value in this run")
             return
-        if self.best_epoch == self.epoch and self.config.best_checkpoint is not None:
-            write_checkpoint(self.config.best_checkpoint, self._state())
         sign = 1.0 if self.config.monitor_mode == "min" else -1.0
         if isinstance(self._optimization.scheduler, ReduceLROnPlateau):
             self._optimization.scheduler.step(sign * record[key])
+        if self.best_epoch == self.epoch and self.config.best_checkpoint is not None:
+            write_checkpoint(self.config.best_checkpoint, self._state())
         self._stopped = self._stopped or self._is_out_of_patience()
 
     def _is_finite(self, root: int = 1) -> bool:
@@ -456,6 +473,16 @@ def _refuse(
     for name, value in values.items():
         if getattr(config, name) == value:
             raise ValueError(f"{name}={value!r} is an option of {owner}")
+
+
+def _check_num_chains(config: TrainerConfig, chains: Tensor | None) -> None:
+    """Refuse to go on with another number of chains than there are."""
+    count = config.num_chains or config.batch_size
+    if config.persistent and chains is not None and len(chains) != count:
+        raise ValueError(
+            f"the checkpoint has {len(chains)} persistent chains: num_chains must be that, got "
+            f"num_chains={config.num_chains!r}, batch_size={config.batch_size!r}"
+        )
 
 
 def _check_same_chains(old: TrainerConfig, new: TrainerConfig) -> None:

@@ -106,6 +106,20 @@ def test_without_damping_it_is_the_gradient_of_the_penalty(family, centered):
         torch.testing.assert_close(penalised[name] - plain[name], gradient, rtol=0, atol=1e-13)
 
 
+def test_dropout_leaves_the_gradient_of_the_penalty_alone():
+    """The penalty is of the whole layer's means, whatever is left out of the likelihood."""
+    module = random_module(("bernoulli", "bernoulli"), centered=True)
+    batch = some_bits(7, 3).double()
+    sparse = {"sparsity_target": 0.2, "sparsity_cost": 0.7, "sparsity_damping": 0.0}
+    plain, with_it = gradients(module, batch), gradients(module, batch, **sparse)
+    dropped = gradients(module, batch, dropout=0.5)
+    both = gradients(module, batch, dropout=0.5, **sparse)
+    for name in plain:
+        torch.testing.assert_close(
+            both[name] - dropped[name], with_it[name] - plain[name], rtol=0, atol=1e-13
+        )
+
+
 def test_the_moving_average_has_no_bias():
     sparsity = Sparsity(0.1, 0.9, "bernoulli")
     assert sparsity.rate is None

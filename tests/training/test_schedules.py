@@ -10,6 +10,7 @@ import torch
 
 from pyro_ebm import nn
 from pyro_ebm.training import Trainer, TrainerConfig
+from pyro_ebm.training.config_checks import SCHEDULERS
 from pyro_ebm.training.gradient import ContrastiveGradient
 from pyro_ebm.training.schedules import value_at
 from tests.training.machines import assert_same_state, some_bits, state_of
@@ -121,19 +122,77 @@ def test_schedules_of_torch(steps, name, options, rates):
     assert moves(steps, module) == pytest.approx([-GRADIENT * x for x in rates], rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["StepLR", "CosineAnnealingLR"])
-def test_schedules_of_torch_resume(name, tmp_path):
-    schedule = {"StepLR": {"step_size": 2}, "CosineAnnealingLR": {"T_max": 4}}[name]
-    options = {"learning_rate_schedule": name, "schedule_options": schedule, "seed": 0}
+TORCH_SCHEDULES = {
+    "StepLR": {"step_size": 2},
+    "MultiStepLR": {"milestones": [1, 3]},
+    "ExponentialLR": {"gamma": 0.5},
+    "PolynomialLR": {"total_iters": 4},
+    "LinearLR": {"total_iters": 4},
+    "ConstantLR": {"total_iters": 2},
+    "CosineAnnealingLR": {"T_max": 4},
+    "CosineAnnealingWarmRestarts": {"T_0": 2},
+}
+
+
+def test_every_schedule_of_torch_is_tried():
+    assert set(TORCH_SCHEDULES) == set(SCHEDULERS) - {"ReduceLROnPlateau"}
+
+
+@pytest.mark.parametrize("name", TORCH_SCHEDULES)
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_schedules_of_torch_resume(name, done, tmp_path):
+    options = {"learning_rate_schedule": name, "schedule_options": TORCH_SCHEDULES[name], "seed": 0}
     options |= {"num_epochs": 5, "progress": False, "persistent": True, "averaging": 0.5}
     whole, part = nn.RBM(6, 3, seed=0), nn.RBM(6, 3, seed=0)
     data = some_bits(30)
     Trainer(whole, TrainerConfig(**options)).fit(data)
     path = tmp_path / "run.safetensors"
-    Trainer(part, TrainerConfig(**{**options, "num_epochs": 3, "checkpoint": path})).fit(data)
+    Trainer(part, TrainerConfig(**{**options, "num_epochs": done, "checkpoint": path})).fit(data)
     resumed = Trainer.from_checkpoint(path, num_epochs=5)
     resumed.fit(data)
     assert_same_state(resumed.module, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({}, [0.025, 0.0125]),
+        ({"learning_rate": 0.01}, [0.01, 0.005]),
+        ({"schedule_options": {"gamma": 0.1}}, [0.1, 0.01]),
+        ({"learning_rate_schedule": "constant", "schedule_options": {}}, [0.1, 0.1]),
+    ],
+    ids=str,
+)
+def test_another_schedule_starts_anew(changes, rates, steps, tmp_path):
+    path = tmp_path / "run.safetensors"
+    module = nn.RBM(6, 3, seed=0, dtype=torch.float64)
+    schedule = {"learning_rate_schedule": "ExponentialLR", "schedule_options": {"gamma": 0.5}}
+    fit(module, num_epochs=2, learning_rate=0.1, checkpoint=path, **schedule)
+    steps.clear()
+    trainer = Trainer.from_checkpoint(path, num_epochs=4, **changes)
+    trainer.fit(some_bits(8))
+    assert moves(steps, trainer.module) == pytest.approx([-GRADIENT * x for x in rates], rel=1e-9)
+
+
+def test_another_optimiser_starts_anew(steps, tmp_path):
+    path = tmp_path / "run.safetensors"
+    module = nn.RBM(6, 3, seed=0, dtype=torch.float64)
+    fit(module, num_epochs=2, momentum=0.9, checkpoint=path)
+    steps.clear()
+    trainer = Trainer.from_checkpoint(path, num_epochs=3, optimizer="adam", momentum=0.0)
+    trainer.fit(some_bits(8))
+    # The first step of Adam is the rate, whatever the gradient.
+    assert moves(steps, trainer.module) == pytest.approx([-0.05], rel=1e-6)
+
+
+def test_chains_change_with_their_options(tmp_path):
+    path = tmp_path / "run.safetensors"
+    fit(nn.RBM(6, 3, seed=0), num_epochs=1, persistent=True, num_chains=20, checkpoint=path)
+    with pytest.raises(ValueError, match="has 20 persistent chains: num_chains must be that"):
+        Trainer.from_checkpoint(path, num_epochs=2, num_chains=50)
+    cd = Trainer.from_checkpoint(path, num_epochs=2, persistent=False, chain_start="noise")
+    cd.fit(some_bits(8))
+    assert cd.chains is None
 
 
 @pytest.mark.parametrize(
@@ -181,7 +240,7 @@ def test_schedules_change_at_resume(tmp_path):
     )
     Trainer(nn.RBM(6, 3, seed=0), config).fit(some_bits(30))
     trainer = Trainer.from_checkpoint(path)
-    assert trainer.config.learning_rate == (0.1, 0.2) and trainer.config.momentum == (0.5,)
+    assert trainer.config.learning_rate == (0.1, 0.2) and trainer.config.momentum == 0.5
     changed = Trainer.from_checkpoint(path, num_epochs=4, learning_rate=[0.1, 0.2, 0.05], l1=0.1)
     assert value_at(changed.config.learning_rate, 3) == 0.05 and changed.config.l1 == 0.1
     assert len(changed.fit(some_bits(30))) == 4
@@ -206,6 +265,10 @@ def test_schedules_change_at_resume(tmp_path):
             {"optimizer": "sgd", "optimizer_options": {"nesterov": True}},
             "optimizer_options of 'sgd'",
         ),
+        (
+            {"optimizer_options": {"weight_decay": 0.1}},
+            "which is the option weight_decay of its own",
+        ),
         ({"schedule_options": {"gamma": 0.5}}, "schedule_options are of torch's schedules"),
         (
             {"learning_rate_schedule": "StepLR", "learning_rate": [0.1, 0.2]},
@@ -222,11 +285,10 @@ def test_refusals(options, message):
 
 
 def test_impossible_options_of_a_schedule_of_torch():
-    config = TrainerConfig(learning_rate_schedule="StepLR", schedule_options={"steps": 2})
     with pytest.raises(
         ValueError, match=r"schedule_options \{'steps': 2\} are impossible for 'StepLR'"
     ):
-        Trainer(nn.RBM(6, 3), config)
+        TrainerConfig(learning_rate_schedule="StepLR", schedule_options={"steps": 2})
 
 
 def test_a_function_is_kept_as_its_values():

@@ -347,3 +347,10 @@ def test_offset_rate_zero_keeps_the_hidden_offset(recorder):
     before = module.hidden_offset.clone()
     fit(module, some_bits(40, 3), offset_rate=0.0)
     assert torch.equal(module.hidden_offset, before)
+
+
+def test_spins_are_centred_at_their_mean():
+    """With rates of 0.1 that spins are drawn from, the mean spin is -0.8."""
+    module = nn.RBM(6, 3, visible="ising", centered=True, seed=0, dtype=torch.float64)
+    fit(module, torch.full((20, 6), 0.1, dtype=torch.float64), binarize=True)
+    torch.testing.assert_close(module.visible_offset, torch.full((6,), -0.8, dtype=torch.float64))

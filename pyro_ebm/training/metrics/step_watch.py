@@ -33,6 +33,7 @@ class StepWatch:
         window: int = 0,
     ) -> None:
         self._module = module
+        self._trained = [p for p in module.parameters() if p.requires_grad]
         self._num_updates = num_updates
         self._keep_gradient = gradient
         self._keep_update = update
@@ -53,7 +54,7 @@ class StepWatch:
         if number != self._num_updates - 1:
             return
         if self._keep_gradient:
-            norms = [p.grad.norm() for p in self._module.parameters() if p.grad is not None]
+            norms = [p.grad.norm() for p in self._trained if p.grad is not None]
             self.gradient_norm = torch.stack(norms).norm()
         if self._keep_update:
             self._before = self._module.get_parameter("weight").detach().clone()
