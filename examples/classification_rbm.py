@@ -33,6 +33,7 @@ from pyro_ebm import datasets, nn, plotting
 from pyro_ebm.infer import BayesClassifier, MachinesByClass, conditional_log_partition
 from pyro_ebm.predictive import classification_report
 from pyro_ebm.training import Trainer
+from pyro_ebm.training.finetuning import stratified_split
 
 NUM_CLASSES = 10
 #: What is good for each of the two ways on MNIST.
@@ -69,14 +70,13 @@ class Images:
         self.test = self.data.test(), self.data.labels("test")
 
 
-def forget_labels(labels: Tensor, count: int | None) -> Tensor:
-    """Labels of the first rows, as many of every class; -1 for the others."""
+def forget_labels(labels: Tensor, count: int | None, seed: int) -> Tensor:
+    """Labels of random rows, as many of every class as classes are frequent; -1 for the others."""
     if count is None:
         return labels
     kept = torch.full_like(labels, -1)
-    for k in range(NUM_CLASSES):
-        own = (labels == k).nonzero().squeeze(-1)[: count // NUM_CLASSES]
-        kept[own] = k
+    rows, _ = stratified_split(labels, count, generator=Generator().manual_seed(seed))
+    kept[rows] = labels[rows]
     return kept
 
 
@@ -115,7 +115,7 @@ def train(options: argparse.Namespace, images: Images) -> tuple[nn.Classificatio
         weight_scale=options.weight_scale,
         seed=options.seed,
     )
-    labels = forget_labels(images.labels, options.labels)
+    labels = forget_labels(images.labels, options.labels, options.seed)
     module.init_from_data(module.join(images.x, labels))
     trainer = Trainer(module, training_config(options, seed=options.seed))
     generator = Generator().manual_seed(options.seed)
@@ -265,7 +265,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=10_000, help="last training images")
     parser.add_argument("--stop-after", type=int, default=1000, help="epochs without a better one")
     parser.add_argument(
-        "--labels", type=int, help="images that keep their labels; all if not given"
+        "--labels",
+        type=int,
+        help="images that keep their labels, beside those of --validation, which choose the epoch; "
+        "all if not given",
     )
     parser.add_argument(
         "--shift", type=int, default=0, help="pixels by which images move at random"

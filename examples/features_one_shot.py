@@ -53,7 +53,7 @@ def nearest_neighbours(train: Rows, test: Rows, arguments: argparse.Namespace) -
 
 
 def logistic_regression(train: Rows, test: Rows, arguments: argparse.Namespace) -> Tensor:
-    """Multinomial logistic regression with an L2 penalty, to convergence."""
+    """Multinomial logistic regression with an L2 penalty, for a number of iterations at most."""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=arguments.logistic_c, max_iter=arguments.logistic_iterations)
@@ -174,6 +174,7 @@ def one_shot(spaces: dict[str, Tensor], y: Tensor, arguments: argparse.Namespace
 
 
 def _mean(values: Any) -> dict[str, float]:
+    """Mean over episodes with its Monte Carlo error: one machine, one choice of classes, one test set."""
     return {
         "mean": float(values.mean()),
         "std_error": float(values.std(ddof=1) / len(values) ** 0.5),
@@ -188,7 +189,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     x, y, x_test, y_test = load_images(arguments)
-    report: dict[str, Any] = {"options": vars(arguments)}
+    report: dict[str, Any] = {"options": dict(vars(arguments))}
     if "features" in arguments.parts:
         rbms = make_rbms(arguments, x)
         spaces = {"features": (features(rbms, x), features(rbms, x_test)), "pixels": (x, x_test)}

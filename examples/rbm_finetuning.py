@@ -137,7 +137,7 @@ def run_labels(
 
 def confusion(true: Tensor, predicted: Tensor) -> Tensor:
     """Counts of rows by true class (row) and predicted class (column)."""
-    size = int(true.max()) + 1
+    size = int(max(true.max(), predicted.max())) + 1
     return (true * size + predicted).bincount(minlength=size * size).reshape(size, size)
 
 

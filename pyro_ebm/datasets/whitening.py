@@ -20,7 +20,7 @@ class Whitening:
     "Zero-phase" whitening (ZCA), :math:`z = (C + \epsilon I)^{-1/2} (x - \bar x)` with the symmetric root of
     the covariance C, is of all whitenings the one that changes rows least, so that whitened patches of
     images still look like patches. Log-densities of z are in other units than those of x:
-    :math:`\log p(x) = \log p(z) + \log |\det| `, see :attr:`log_abs_det`.
+    :math:`\log p(x) = \log p(z) - \tfrac12 \log \det (C + \epsilon I)`, see :attr:`log_abs_det`.
 
     **References**
 
@@ -33,6 +33,7 @@ class Whitening:
     :param float log_abs_det: log of the determinant of ``matrix``.
 
     >>> import torch
+    >>> from pyro_ebm.datasets import Whitening
     >>> rows = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) @ torch.rand(3, 3)
     >>> whitening = Whitening.fit(rows)
     >>> bool(torch.allclose(torch.cov(whitening(rows).T, correction=0), torch.eye(3), atol=1e-4))

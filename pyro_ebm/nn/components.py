@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["init_from_components"]
 
-#: Smallest variance of the noise of Gaussian units: data may have no more directions than components.
+#: Smallest variance of the noise of Gaussian units, as a part of the mean variance of the data, which may
+#: have no more directions than components.
 _MIN_VARIANCE = 1e-3
 #: Eigenvalues below this part of the largest one are rounding.
 _RANK_TOLERANCE = 1e-10
@@ -117,7 +118,8 @@ def _components(module: "RBM", centred: Tensor) -> tuple[Tensor, Tensor, Tensor]
     values, vectors = _principal(centred, num_hidden)
     kept = min(num_hidden, size - 1)
     total = centred.square().mean(0).sum()
-    residual = ((total - values[:kept].sum()) / (size - kept)).clamp(min=_MIN_VARIANCE)
+    residual = (total - values[:kept].sum()) / (size - kept)
+    residual = residual.clamp(min=max(_MIN_VARIANCE * total.item() / size, 1e-12))
     variance = residual.expand(size)
     module.visible.assign(module.visible().replace(precision=variance.reciprocal()))
     return variance, values / residual, vectors

@@ -29,6 +29,7 @@ def patch_entries(
     :returns: int64, shape ``(prod(patch_shape),)``.
     :raises ValueError: if shapes are impossible or the patch reaches over an edge.
 
+    >>> from pyro_ebm.nn.patches import patch_entries
     >>> patch_entries((3, 4), (2, 2), 1, 2)
     tensor([ 6,  7, 10, 11])
     """
@@ -54,6 +55,7 @@ def grid_corners(
     :param stride: steps from patch to patch, a number or ``(rows, columns)``; the size of a patch if None.
     :raises ValueError: if a stride is impossible, or the grid does not end at the edges.
 
+    >>> from pyro_ebm.nn.patches import grid_corners
     >>> grid_corners((4, 6), (2, 2), (2, 4))
     [(0, 0), (0, 4), (2, 0), (2, 4)]
     """

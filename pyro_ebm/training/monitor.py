@@ -42,6 +42,7 @@ def best_epoch(
     :param float min_delta: smallest difference that counts.
     :raises ValueError: if a value is no number.
 
+    >>> from pyro_ebm.training.monitor import best_epoch
     >>> history = [{"epoch": i + 1, "loss": loss} for i, loss in enumerate([3.0, 1.0, float("nan"), 2.0])]
     >>> best_epoch(history, "loss")
     Best(epoch=2, value=1.0, waited=2)

@@ -46,6 +46,7 @@ def value_at(schedule: Any, epoch: int) -> Any:
     :param schedule: what :func:`tabulate` gave.
     :param int epoch: epochs that are done.
 
+    >>> from pyro_ebm.training.schedules import value_at
     >>> [value_at((0.5, 0.9), epoch) for epoch in range(3)]
     [0.5, 0.9, 0.9]
     >>> value_at(0.1, 7)

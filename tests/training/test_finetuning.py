@@ -327,3 +327,30 @@ def test_other_refusals():
     with pytest.raises(TrainingDivergedError, match="learning_rate"):
         classifier = make_classifier(hidden="gaussian")
         fit(classifier, optimizer="sgd", learning_rate=1e200)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rate_factors": (1.0, 1.0, 1.0)}, {"optimizer": "sgd"}, {"averaging": 0.9}],
+    ids=str,
+)
+def test_what_belongs_to_other_options_starts_anew(tmp_path, changes):
+    """Moments of other layers or another optimiser are nobody's; the weights go on."""
+    path = tmp_path / "run"
+    first = {"checkpoint": path, "rate_factors": (0.0, 0.5, 1.0), "optimizer": "adam"}
+    fit(validation=False, max_epochs=2, **first)
+    tuner = FineTuner.from_checkpoint(path, make_classifier(seed=9), max_epochs=4, **changes)
+    start = weights_of(tuner.classifier)
+    assert len(tuner.fit(X, Y)) == 4
+    end = weights_of(tuner.classifier)
+    assert all(torch.isfinite(value).all() for value in end.values())
+    assert not torch.equal(start["head.weight"], end["head.weight"])
+
+
+def test_a_run_with_validation_rows_goes_on_with_them(tmp_path):
+    path = tmp_path / "run"
+    fit(max_epochs=2, checkpoint=path)
+    tuner = FineTuner.from_checkpoint(path, make_classifier(), max_epochs=4)
+    with pytest.raises(ValueError, match="go on with x_validation and y_validation"):
+        tuner.fit(X, Y)
+    assert len(tuner.fit(X, Y, X_VALIDATION, Y_VALIDATION)) == 4

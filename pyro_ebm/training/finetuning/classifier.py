@@ -97,7 +97,9 @@ class FeedForwardClassifier(nn.Module):
 
         :param modules: a :class:`pyro_ebm.nn.RBM`, or several from the bottom to the top.
         :param int num_classes: number of classes.
-        :param extra_inputs: see :meth:`from_weights`.
+        :param extra_inputs: see :meth:`from_weights`. True takes the two machines for the layers of a deep
+            Boltzmann machine, as after a pre-training that halves what is counted twice; two machines that
+            were trained one on the other have no such q(h2 | v).
         :param int seed: seed of the softmax layer; the global generator if None.
         :param options: ``dropout`` and ``input_dropout``.
         :raises TypeError: if something is no RBM.

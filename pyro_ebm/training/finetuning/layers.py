@@ -30,6 +30,7 @@ class MeanLayer(nn.Module):
     :raises ValueError: for wrong shapes, NaN, or an unknown family or option.
 
     >>> import torch
+    >>> from pyro_ebm.training.finetuning import MeanLayer
     >>> layer = MeanLayer(torch.zeros(3, 2), torch.tensor([0.0, 1.0]), "ising")
     >>> layer(torch.ones(1, 3)).tolist()[0][0]
     0.0

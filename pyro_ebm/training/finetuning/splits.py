@@ -29,6 +29,7 @@ def stratified_split(
     :raises ValueError: if there are not so many rows, or a class would be left out of the set.
 
     >>> import torch
+    >>> from pyro_ebm.training.finetuning import stratified_split
     >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
     >>> chosen, others = stratified_split(labels, 3, generator=torch.Generator().manual_seed(0))
     >>> labels[chosen].sort().values, len(others)
@@ -59,6 +60,7 @@ def labelled_subset(
     :raises ValueError: for impossible numbers, or if a class would be left out of either.
 
     >>> import torch
+    >>> from pyro_ebm.training.finetuning import labelled_subset
     >>> train, validation = labelled_subset(torch.arange(100) % 10, 50, 10)
     >>> len(train), len(validation)
     (40, 10)

@@ -95,7 +95,16 @@ class FineTuner:
             config = FineTuneConfig.from_dict(metadata["config"])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path}: damaged options ({error!r})") from error
-        tuner = cls(classifier, replace(config, **changes))
+        changed = replace(config, **changes)
+        tuner = cls(classifier, changed)
+        for name, part in (
+            ("optimizer", "optimizer"),
+            ("rate_factors", "optimizer"),
+            ("averaging", "average"),
+        ):
+            # What belongs to another optimiser, other layers or another average starts anew.
+            if getattr(changed, name) != getattr(config, name):
+                state[part] = {}
         try:
             tuner._restore(state, metadata)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -125,6 +134,11 @@ class FineTuner:
 
         train = LabelledRows.check("", self.classifier, self.config, x, y)
         held_out = self._check_validation(x_validation, y_validation)
+        if held_out is None and self.progress.best_epoch:
+            raise ValueError(
+                "the run has chosen its best epoch by validation rows: go on with x_validation and "
+                "y_validation"
+            )
         config, progress = self.config, self.progress
         with (
             tqdm(total=config.max_epochs, unit="epoch", disable=not config.progress) as bar,
@@ -256,7 +270,9 @@ class FineTuner:
         for name, parameter in parameters.items():
             parameter.copy_(state["weights"][name])
         here = {part: {n: t.to(self._device) for n, t in state[part].items()} for part in state}
-        if self._average is not None:
+        if self._average is not None and not here.get("average"):
+            self._average = WeightAverage(self.classifier, self.config.averaging)
+        elif self._average is not None:
             self._average.values = here["average"]
             self._average.num_updates = int(metadata["num_averaged"])
         self._best = here.get("best", {})

@@ -168,6 +168,7 @@ def keys_of(names: Iterable[str] | None) -> tuple[str, ...]:
 
     :param names: metrics, None for what is recorded without a choice.
 
+    >>> from pyro_ebm.training.metrics import keys_of
     >>> keys_of(["weight_norm", "hidden_units"])
     ('weight_norm', 'mean_activation', 'dead_units', 'saturated_units')
     """
