@@ -17,16 +17,13 @@ from pyro_ebm.infer.conditional.contexts import refuse_random_weights
 from pyro_ebm.nn.serialization import describe
 from pyro_ebm.training.callbacks import Callback
 from pyro_ebm.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from pyro_ebm.training.choose_gradient import check_num_chains, check_same_chains, make_gradient
 from pyro_ebm.training.classification_gradient import ClassificationGradient
 from pyro_ebm.training.conditional_gradient import ConditionalGradient
 from pyro_ebm.training.config import TrainerConfig
-from pyro_ebm.training.config_checks import CONDITIONAL_ONLY, RBM_ONLY
-from pyro_ebm.training.exact_gradient import ExactGradient
-from pyro_ebm.training.gradient import ContrastiveGradient
 from pyro_ebm.training.masked_gradient import (
     MaskedGradient,
     incomplete_record,
-    make_absent_gradient,
     observe,
     restored,
     visible_mean,
@@ -101,7 +98,7 @@ class Trainer:
         self._device, self._dtype = parameter.device, parameter.dtype
         self._generator = Generator(device=self._device).manual_seed(config.seed or 0)
         self._gradient: ConditionalGradient | ClassificationGradient | MaskedGradient
-        self._gradient = _make_gradient(module, config, self._generator)
+        self._gradient = make_gradient(module, config, self._generator)
         self._optimization = Optimization(module, config)
 
     @classmethod
@@ -126,9 +123,9 @@ class Trainer:
         module = state.module if device is None else state.module.to(device)
         config = replace(state.config, **changes)
         if isinstance(module, nn.NeuralBoltzmannMachine) and "chains" in state.state:
-            _check_same_chains(state.config, config)
+            check_same_chains(state.config, config)
         if isinstance(module, nn.RBM):
-            _check_num_chains(config, state.state.get("chains"))
+            check_num_chains(config, state.state.get("chains"))
         trainer = cls(module, config)
         same = {
             name
@@ -437,63 +434,6 @@ class Trainer:
             {} if averaged is None else averaged.state_dict(),
             self._optimization.schedule_state(),
         )
-
-
-def _make_gradient(
-    module: nn.RBM | nn.NeuralBoltzmannMachine, config: TrainerConfig, generator: Generator
-) -> ConditionalGradient | ClassificationGradient | MaskedGradient:
-    if isinstance(module, nn.NeuralBoltzmannMachine):
-        _refuse(
-            config,
-            RBM_ONLY,
-            {"chain_start": "noise", "negative_phase": "trajectory", "missing": "absent"},
-            "a nn.RBM",
-        )
-        return ConditionalGradient(module, config, generator)
-    _refuse(config, CONDITIONAL_ONLY, {"chain_start": "prior"}, "conditional models")
-    if isinstance(module, nn.ClassificationRBM):
-        _refuse(config, (), {"missing": "absent"}, "a nn.RBM without labels")
-        return ClassificationGradient(module, config, generator)
-    _refuse(config, ("objective",), {}, "a nn.ClassificationRBM")
-    if config.missing == "absent":
-        return make_absent_gradient(module, config, generator)
-    if config.negative_phase == "exact":
-        return ExactGradient(module, config)
-    return ContrastiveGradient(module, config, generator)
-
-
-def _refuse(
-    config: TrainerConfig, names: Sequence[str], values: dict[str, str], owner: str
-) -> None:
-    """Refuse options, or values of options, that another kind of module has."""
-    defaults = TrainerConfig()
-    for name in names:
-        if getattr(config, name) != getattr(defaults, name):
-            raise ValueError(f"{name} is an option of {owner}")
-    for name, value in values.items():
-        if getattr(config, name) == value:
-            raise ValueError(f"{name}={value!r} is an option of {owner}")
-
-
-def _check_num_chains(config: TrainerConfig, chains: Tensor | None) -> None:
-    """Refuse to go on with another number of chains than there are."""
-    count = config.num_chains or config.batch_size
-    if config.persistent and chains is not None and len(chains) != count:
-        raise ValueError(
-            f"the checkpoint has {len(chains)} persistent chains: num_chains must be that, got "
-            f"num_chains={config.num_chains!r}, batch_size={config.batch_size!r}"
-        )
-
-
-def _check_same_chains(old: TrainerConfig, new: TrainerConfig) -> None:
-    """Refuse to go on with chains as what they are not."""
-    for name in ("persistent", "num_chains", "negative_phase", "negative_side", "num_replicas"):
-        before, after = getattr(old, name), getattr(new, name)
-        if before != after:
-            raise ValueError(
-                f"{name} must stay {before!r}, which made the persistent chains of the checkpoint, "
-                f"got {after!r}"
-            )
 
 
 def _postfix(record: dict[str, Any], config: TrainerConfig) -> dict[str, str]:

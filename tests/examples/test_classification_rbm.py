@@ -40,11 +40,13 @@ def test_shifted_images(program: Any) -> None:
 
 def test_labels_that_are_forgotten(program: Any) -> None:
     labels = torch.arange(100) % 10
-    kept = program.forget_labels(labels, 30)
+    kept = program.forget_labels(labels, 30, 0)
     known = kept >= 0
     assert torch.equal(kept[known], labels[known])
     assert torch.bincount(kept[known]).tolist() == [3] * 10
-    assert torch.equal(program.forget_labels(labels, None), labels)
+    assert torch.equal(program.forget_labels(labels, None, 0), labels)
+    # Every seed has its own.
+    assert not torch.equal(program.forget_labels(labels, 30, 1), kept)
 
 
 def test_defaults_of_both_ways(program: Any) -> None:
