@@ -114,7 +114,7 @@ class TrainedEstimator(BaseEstimator):
         # A trainer holds functions; its state is tensors and numbers.
         state = dict(super().__getstate__())
         if "_trainer" in state:
-            state["_trainer"] = self._trainer._state()
+            state["_trainer"] = self._trainer.state()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ class TrainedEstimator(BaseEstimator):
         checkpoint = state.get("_trainer")
         if isinstance(checkpoint, Checkpoint):
             trainer = Trainer(checkpoint.module, checkpoint.config)
-            trainer._restore(checkpoint)
+            trainer.restore(checkpoint)
             self._show(trainer)
 
     def __sklearn_tags__(self) -> Any:

@@ -7,44 +7,15 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
-from pyro_ebm.distributions import RBM, GibbsSweep, absent_free_energy
+from pyro_ebm.distributions import GibbsSweep, absent_free_energy
 from pyro_ebm.distributions.absent_units import check_can_be_absent
 from pyro_ebm.infer import absent_log_partition
 from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.exact_gradient import ExactGradient
 from pyro_ebm.training.gradient import ContrastiveGradient
-from pyro_ebm.training.negative_phase import GibbsPhase, drop_units
+from pyro_ebm.training.negative_phase import GibbsPhase
 
 __all__ = ["AbsentExactGradient", "AbsentGradient"]
-
-
-class AbsentPhase(GibbsPhase):
-    """Negative states of CD, each drawn with the units of the row that it starts at.
-
-    See :class:`~pyro_ebm.training.negative_phase.GibbsPhase`. A unit that is absent is a zero: it exerts
-    nothing on the hidden layer.
-    """
-
-    #: Which entries the rows of the batch have, shape ``(rows, V)``; all if None.
-    present: Tensor | None = None
-
-    def __call__(
-        self, dist: RBM, sweep: GibbsSweep, batch: Tensor, theta: Tensor, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See :class:`~pyro_ebm.training.negative_phase.GibbsPhase`."""
-        offset = dist.hidden_offset if keep is not None else None
-        v = batch
-        for _ in range(self.num_steps):
-            h = sweep.hidden_mean(theta) if self._hidden_means else sweep.draw_hidden(theta)
-            h = drop_units(h, keep, offset)
-            if self._visible_means:
-                v = dist.visible.natural_mean(sweep.visible_theta(h))
-            else:
-                v = sweep.sample_visible(h)
-            if self.present is not None:
-                v = v * self.present
-            theta = sweep.hidden_theta(v)
-        return v, theta, keep
 
 
 class AbsentGradient(ContrastiveGradient):
@@ -79,8 +50,6 @@ class AbsentGradient(ContrastiveGradient):
                 "missing='absent' every row is another one"
             )
         super().__init__(module, config, generator)
-        self.phase: AbsentPhase = AbsentPhase(None, config, generator)
-        self.start_epoch(0)
         self._observed: Tensor | None = None
 
     def start(self, states: Tensor, observed: Tensor | None) -> None:
@@ -99,10 +68,9 @@ class AbsentGradient(ContrastiveGradient):
         :param Tensor rows: numbers of these rows in the data, on the CPU.
         """
         present = _present(self._observed, rows, batch)
-        if present is None:
-            self.phase.present = None
-        else:
-            self.phase.present = present.to(batch.dtype)
+        assert isinstance(self.phase, GibbsPhase)
+        self.phase.present = None if present is None else present.to(batch.dtype)
+        if present is not None:
             batch = torch.where(present, batch, 0.0)
         super().__call__(batch, rows)
 

@@ -91,7 +91,7 @@ def observe(
     return gradient
 
 
-def visible_mean(train: TrainingData, dtype: torch.dtype, missing: str) -> Tensor:
+def visible_mean(train: TrainingData, dtype: torch.dtype, missing: str, spins: bool) -> Tensor:
     """Where the visible offset of a centred module belongs, shape ``(V,)``.
 
     The mean of the entries that are observed; where the others do not exist, that of states in which they
@@ -99,18 +99,23 @@ def visible_mean(train: TrainingData, dtype: torch.dtype, missing: str) -> Tenso
 
     :param TrainingData train: the data.
     :param missing: the option of that name.
+    :param bool spins: whether the rows are rates from which spins are drawn.
     """
+
+    def states(rows: Tensor) -> Tensor:
+        return 2.0 * rows.to(dtype) - 1.0 if spins else rows.to(dtype)
+
     if train.observed is None:
-        return train.rows.to(dtype).mean(0)
+        return states(train.rows).mean(0)
     total = torch.zeros(train.rows.shape[1], dtype=dtype, device=train.rows.device)
     size = max(1, _CHUNK_ENTRIES // train.rows.shape[1])
     for rows, mask in zip(train.rows.split(size), train.observed.split(size), strict=True):
-        total += torch.where(mask, rows.to(dtype), 0.0).sum(0)
+        total += torch.where(mask, states(rows), 0.0).sum(0)
     if missing == "absent":
         return total / len(train.rows)
     count = train.observed.sum(0)
     # What nobody has seen has the placeholders' mean.
-    return torch.where(count > 0, total / count.clamp(min=1), train.rows.to(dtype).mean(0))
+    return torch.where(count > 0, total / count.clamp(min=1), states(train.rows).mean(0))
 
 
 @torch.no_grad()

@@ -52,6 +52,9 @@ class GibbsPhase:
         self._noise = config.chain_start == "noise"
         self._hidden_means = config.chain_hidden == "mean"
         self._visible_means = config.chain_visible == "mean"
+        #: Which entries the rows have that the chains start at, shape ``(rows, V)``; all if None. One that
+        #: is absent is a zero: it exerts nothing on the hidden layer.
+        self.present: Tensor | None = None
         self.fast = FastWeights(config.fast_decay) if config.fast_rate else None
 
     def __call__(
@@ -75,7 +78,8 @@ class GibbsPhase:
                 len(batch), (self.num_chains,), device=batch.device, generator=self.generator
             )
             theta, keep = theta[rows], None if keep is None else keep[rows]
-        if keep is None and not self._hidden_means and not self._visible_means:
+        whole = keep is None and self.present is None
+        if whole and not self._hidden_means and not self._visible_means:
             v, theta = sweep.run_from_theta(theta, self.num_steps)
         else:
             v, theta = self._run(dist, sweep, theta, keep)
@@ -107,6 +111,8 @@ class GibbsPhase:
                 v = dist.visible.natural_mean(sweep.visible_theta(h))
             else:
                 v = sweep.sample_visible(h)
+            if self.present is not None:
+                v = v * self.present
             theta = sweep.hidden_theta(v)
         return v, theta
 

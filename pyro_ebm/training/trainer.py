@@ -133,13 +133,13 @@ class Trainer:
             if getattr(config, name) == getattr(state.config, name)
         }
         try:
-            trainer._restore(state, same)
+            trainer.restore(state, same)
         except (IndexError, KeyError, RuntimeError, ValueError) as error:
             message = f"{path}: the state of training does not fit the model or the device"
             raise nn.ModelFileError(f"{message} ({error})") from error
         return trainer
 
-    def _restore(self, state: Checkpoint, same: set[str] | None = None) -> None:
+    def restore(self, state: Checkpoint, same: set[str] | None = None) -> None:
         """Take back a state; ``same`` has the options that it still has, of those of the update."""
         self.epoch = state.epoch
         self.history = list(state.history)
@@ -309,9 +309,8 @@ class Trainer:
             self._gradient.start(train.rows)
         self._gradient = observe(self._gradient, train, self._states, self._generator)
         if module.centered and self.epoch == 0:
-            mean = visible_mean(train, self._dtype, self.config.missing)
-            if module.visible.family == "ising" and self.config.binarize:
-                mean = 2.0 * mean - 1.0  # of spins that are drawn from rates
+            spins = module.visible.family == "ising" and self.config.binarize
+            mean = visible_mean(train, self._dtype, self.config.missing, spins)
             module.shift_offsets(mean - module.visible_offset)
 
     def _run_epoch(self, data: Tensor, bar: Any) -> StepWatch | None:
@@ -350,7 +349,7 @@ class Trainer:
         done = self._stopped or self.epoch == self.config.num_epochs
         due = done or self.epoch % self.config.checkpoint_every == 0
         if self.config.checkpoint is not None and due:
-            write_checkpoint(self.config.checkpoint, self._state())
+            write_checkpoint(self.config.checkpoint, self.state())
 
     # --- what is watched ----------------------------------------------------------------------------
 
@@ -406,7 +405,7 @@ class Trainer:
         if isinstance(self._optimization.scheduler, ReduceLROnPlateau):
             self._optimization.scheduler.step(sign * record[key])
         if self.best_epoch == self.epoch and self.config.best_checkpoint is not None:
-            write_checkpoint(self.config.best_checkpoint, self._state())
+            write_checkpoint(self.config.best_checkpoint, self.state())
         self._stopped = self._stopped or self._is_out_of_patience()
 
     def _is_finite(self, root: int = 1) -> bool:
@@ -421,7 +420,8 @@ class Trainer:
             f"(now {self.config.learning_rate})"
         )
 
-    def _state(self) -> Checkpoint:
+    def state(self) -> Checkpoint:
+        """The run as it is now; :meth:`restore` takes it back."""
         averaged = self._optimization.averaged
         return Checkpoint(
             self.module,

@@ -354,3 +354,18 @@ def test_spins_are_centred_at_their_mean():
     module = nn.RBM(6, 3, visible="ising", centered=True, seed=0, dtype=torch.float64)
     fit(module, torch.full((20, 6), 0.1, dtype=torch.float64), binarize=True)
     torch.testing.assert_close(module.visible_offset, torch.full((6,), -0.8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("missing", ["marginal", "absent"])
+def test_spins_of_incomplete_rows_are_centred_at_their_mean(missing):
+    """Where a unit is absent its state is zero, and not the spin of a rate of zero."""
+    module = nn.RBM(6, 3, visible="ising", centered=True, seed=0, dtype=torch.float64)
+    observed = torch.ones(20, 6, dtype=torch.bool)
+    observed[:5, 0] = False
+    config = TrainerConfig(num_epochs=1, seed=0, progress=False, binarize=True, missing=missing)
+    rates = torch.full((20, 6), 0.1, dtype=torch.float64)
+    Trainer(module, config).fit(rates, observed=observed)
+    expected = torch.full((6,), -0.8, dtype=torch.float64)
+    if missing == "absent":
+        expected[0] *= 15 / 20
+    torch.testing.assert_close(module.visible_offset, expected)

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyro_ebm.training.config_checks import OPTIMIZERS
 from pyro_ebm.training.finetuning.classifier import FeedForwardClassifier
 from pyro_ebm.training.finetuning.config import FineTuneConfig
 
-__all__ = ["make_optimizer", "parameter_groups", "training_mode"]
+__all__ = ["parameter_groups", "training_mode"]
 
 
 def parameter_groups(
@@ -35,33 +34,6 @@ def parameter_groups(
         for parameters, decay in (([weight], config.weight_decay), (others, 0.0)):
             groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
     return groups
-
-
-def make_optimizer(config: FineTuneConfig, groups: list[dict[str, Any]]) -> Any:
-    """torch's optimiser of a configuration.
-
-    :param groups: from :func:`parameter_groups`.
-    :raises ValueError: for arguments that the optimiser does not have.
-    """
-    name = config.optimizer.lower()
-    kind: Any = OPTIMIZERS[name]
-    # From JSON, where there are no tuples.
-    options = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in config.optimizer_options.items()
-    }
-    try:
-        if name in ("adam", "adamw") and not {"fused", "foreach"} & set(options):
-            try:
-                # One pass over all states instead of a dozen: a sixth of the time on a CPU.
-                return kind(groups, lr=config.learning_rate, fused=True, **options)
-            except RuntimeError:  # not for every device in every version of torch
-                pass
-        return kind(groups, lr=config.learning_rate, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"optimizer_options of {config.optimizer!r} are impossible: {error}"
-        ) from error
 
 
 @contextmanager

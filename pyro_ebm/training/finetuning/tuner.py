@@ -14,10 +14,11 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from pyro_ebm.nn import ModelFileError
+from pyro_ebm.training.config_checks import make_optimizer
 from pyro_ebm.training.finetuning.averaging import WeightAverage, copy_of
 from pyro_ebm.training.finetuning.classifier import FeedForwardClassifier
 from pyro_ebm.training.finetuning.config import FineTuneConfig
-from pyro_ebm.training.finetuning.groups import make_optimizer, parameter_groups, training_mode
+from pyro_ebm.training.finetuning.groups import parameter_groups, training_mode
 from pyro_ebm.training.finetuning.progress import Progress
 from pyro_ebm.training.finetuning.rows import LabelledRows
 from pyro_ebm.training.finetuning.state import read_state, write_state
