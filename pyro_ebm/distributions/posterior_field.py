@@ -1,0 +1,152 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The mean field of a deep machine's hidden layers given its visible one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_ebm.distributions.mean_field import MeanFieldSolver
+
+if TYPE_CHECKING:
+    from pyro_ebm.distributions.dbm import DBM
+
+__all__ = ["MeanField", "MeanFieldWarning", "solve_mean_field"]
+
+
+class MeanFieldWarning(UserWarning):
+    """Mean field has not converged in some rows."""
+
+
+@dataclass(frozen=True)
+class MeanField:
+    r"""A factorised approximation :math:`q(x_1) \cdots q(x_L)` of the posterior of hidden layers.
+
+    :param means: means of the hidden layers from the lowest to the top, shapes
+        ``(..., size of layer l)``.
+    :param thetas: their natural parameters, which say all about q.
+    :param Tensor bound: :math:`E_q[-E(v, x)] + H(q) \le \log p^*(v)`, shape ``(...)``; differentiable in
+        the machine's parameters.
+    :param Tensor residual: by how much a last update changed a natural parameter at most.
+    :param Tensor converged: whether that is at most the tolerance.
+    :param Tensor num_updates: updates of all layers that a row took.
+    """
+
+    means: tuple[Tensor, ...]
+    thetas: tuple[Tensor, ...]
+    bound: Tensor
+    residual: Tensor
+    converged: Tensor
+    num_updates: Tensor
+
+
+def solve_mean_field(
+    dbm: "DBM",
+    v: Tensor,
+    start: Sequence[Tensor] | None,
+    max_updates: int,
+    tolerance: float,
+    *,
+    damping: float = 0.0,
+    accelerate: bool = True,
+) -> MeanField:
+    """See :meth:`pyro_ebm.distributions.DBM.mean_field`, which also warns."""
+    _check(dbm, v, max_updates, tolerance, damping)
+    rows = v.to(dbm.weights[0]).reshape(-1, v.shape[-1])
+    batch = v.shape[:-1]
+    if dbm.depth == 1:
+        return _exact(dbm, rows, batch)
+    machine = _free_of_checks(dbm).posterior(rows).bipartite()
+    solver = MeanFieldSolver(machine)
+    means = _first_means(dbm, rows, start)
+    with torch.no_grad():
+        # The posterior's visible side is that of the odd layers of the machine.
+        theta = solver.start(torch.cat(means[1::2], -1))
+    found = solver.solve(
+        theta,
+        max_updates=max_updates,
+        tolerance=tolerance,
+        damping=damping,
+        accelerate=accelerate,
+    )
+    # Once more with gradients of the parameters: q is held, where the bound is stationary in it.
+    bound, _ = solver.evaluate(found.visible_theta)
+    odd = found.visible_theta.split(dbm.sizes[1::2], -1)
+    even = found.hidden_theta.split(dbm.sizes[2::2], -1)
+    thetas = tuple(even[i // 2] if i % 2 else odd[i // 2] for i in range(dbm.depth))
+    with torch.no_grad():
+        means = [unit.natural_mean(t) for unit, t in zip(dbm.units[1:], thetas, strict=True)]
+
+    def shaped(x: Tensor) -> Tensor:
+        return x.reshape(*batch, *x.shape[1:])
+
+    return MeanField(
+        tuple(shaped(mean) for mean in means),
+        tuple(shaped(theta) for theta in thetas),
+        *(shaped(x) for x in (bound, found.residual, found.converged, found.num_updates)),
+    )
+
+
+def _check(dbm: "DBM", v: Tensor, max_updates: int, tolerance: float, damping: float) -> None:
+    if dbm.batch_shape:
+        raise ValueError(
+            f"mean field takes a machine without a batch shape, got {tuple(dbm.batch_shape)}"
+        )
+    if v.shape[-1:] != dbm.event_shape:
+        raise ValueError(f"v must have shape (..., {dbm.event_shape[0]}), got {tuple(v.shape)}")
+    if max_updates < 1:
+        raise ValueError(f"max_updates must be at least 1, got {max_updates}")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be a number >= 0, got {tolerance}")
+    if not 0 <= damping < 1:
+        raise ValueError(f"damping must be in [0, 1), got {damping}")
+
+
+def _free_of_checks(dbm: "DBM") -> "DBM":
+    """The machine for inputs that may be means: grey levels are no states of bits."""
+    return dbm._like(dbm.units, dbm.weights, dbm._offsets, dbm._constant, validate_args=False)
+
+
+def _exact(dbm: "DBM", rows: Tensor, batch: torch.Size) -> MeanField:
+    """One hidden layer: q is the posterior."""
+    machine = dbm.bipartite()
+    theta = dbm.units[1].theta(machine.hidden_field(rows)).detach()
+    zeros = rows.new_zeros(batch)
+    return MeanField(
+        (dbm.units[1].natural_mean(theta).detach().reshape(*batch, -1),),
+        (theta.reshape(*batch, -1),),
+        -machine.free_energy(rows).reshape(batch),
+        zeros,
+        torch.ones_like(zeros, dtype=torch.bool),
+        torch.ones_like(zeros, dtype=torch.long),
+    )
+
+
+@torch.no_grad()
+def _first_means(dbm: "DBM", rows: Tensor, start: Sequence[Tensor] | None) -> list[Tensor]:
+    """Means of the hidden layers to start from."""
+    if start is not None:
+        if len(start) != dbm.depth:
+            raise ValueError(f"start must be means of {dbm.depth} layers, got {len(start)}")
+        means = []
+        for number, (mean, size) in enumerate(zip(start, dbm.sizes[1:], strict=True)):
+            if mean.shape[-1:] != (size,) or mean[..., 0].numel() != len(rows):
+                raise ValueError(
+                    f"start[{number}] must have shape (..., {size}) for {len(rows)} rows, got "
+                    f"{tuple(mean.shape)}"
+                )
+            means.append(mean.to(rows).reshape(-1, size))
+        return means
+    means, below = [], rows
+    for layer in range(1, dbm.depth + 1):
+        if dbm._offsets is not None:
+            below = below - dbm._offsets[layer - 1]
+        field = below @ dbm.weights[layer - 1]
+        # What comes from below stands for what is to come from above too.
+        below = dbm.units[layer].mean(field if layer == dbm.depth else 2.0 * field)
+        means.append(below)
+    return means

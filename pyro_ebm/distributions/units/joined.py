@@ -1,0 +1,58 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Several layers as one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Size, Tensor
+
+from pyro_ebm.distributions.units.base import Unit
+from pyro_ebm.distributions.units.continuous import Gaussian, ReLU
+from pyro_ebm.distributions.units.discrete import Bernoulli, Categorical, Ising
+from pyro_ebm.distributions.units.mixed import Mixed
+
+__all__ = ["join_units"]
+
+#: Families whose units are independent of each other, so that two layers of one family are one.
+_SEPARABLE = (Bernoulli, Ising, Categorical, Gaussian, ReLU)
+
+
+def join_units(layers: Sequence[Unit]) -> Unit:
+    """Layers one after the other as one layer.
+
+    Neighbours of one family become one layer of it, which costs less than two; what remains is a
+    :class:`~pyro_ebm.distributions.units.Mixed` layer.
+
+    :param layers: layers of any families, of one dtype and device, whose batch shapes broadcast.
+    :raises ValueError: if there is none, or shapes, dtypes or devices do not fit.
+    """
+    joined: list[Unit] = []
+    for unit in (part for layer in layers for _, part in layer.parts()):
+        if joined and _are_one_family(joined[-1], unit):
+            joined[-1] = _joined(joined[-1], unit)
+        else:
+            joined.append(unit)
+    return joined[0] if len(joined) == 1 else Mixed(joined)
+
+
+def _are_one_family(first: Unit, second: Unit) -> bool:
+    if type(first) is not type(second) or not isinstance(first, _SEPARABLE):
+        return False
+    if isinstance(first, Categorical):
+        same_states = first.size // first.num_units == second.size // second.num_units
+        return same_states and first.dtype == second.dtype
+    return first.dtype == second.dtype and first.device == second.device
+
+
+def _joined(first: Unit, second: Unit) -> Unit:
+    """One layer of two of a family."""
+    axis = -first.parameter_dim
+    batch = torch.broadcast_shapes(first.batch_shape, second.batch_shape)
+    parts: dict[str, list[Tensor]] = {name: [] for name in first.parameters}
+    for unit in (first, second):
+        event = Size((unit.num_units, *unit._shape[len(unit._shape) + axis + 1 :]))
+        for name, parameter in unit.parameters.items():
+            parts[name].append(parameter.expand(*batch, *event))
+    return first.replace(**{name: torch.cat(values, axis) for name, values in parts.items()})
