@@ -4,6 +4,7 @@
 """Modules that own the parameters of Boltzmann machines."""
 
 from pyro_ebm.nn.classification_rbm import ClassificationRBM
+from pyro_ebm.nn.dbm import DBM
 from pyro_ebm.nn.nbm import NeuralBoltzmannMachine
 from pyro_ebm.nn.nbm_presets import ConditionalRBM, FactoredConditionalRBM, paper_nbm
 from pyro_ebm.nn.paste import paste_rbms, tile_rbm
@@ -11,6 +12,7 @@ from pyro_ebm.nn.rbm import RBM
 from pyro_ebm.nn.serialization import ModelFileError, load, save
 
 __all__ = [
+    "DBM",
     "RBM",
     "ClassificationRBM",
     "ConditionalRBM",

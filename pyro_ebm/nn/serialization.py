@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_ebm.nn.classification_rbm import ClassificationRBM
+from pyro_ebm.nn.dbm import DBM
 from pyro_ebm.nn.nbm import NeuralBoltzmannMachine
 from pyro_ebm.nn.rbm import RBM
 
@@ -22,9 +23,10 @@ __all__ = ["ModelFileError", "load", "read_tensors", "save", "write_tensors"]
 _HEADER = "pyro_ebm"
 _FORMAT = "pyro_ebm"
 _VERSION = 1
-Module = RBM | NeuralBoltzmannMachine
-_CLASSES: dict[str, type[RBM] | type[NeuralBoltzmannMachine]] = {
+Module = RBM | DBM | NeuralBoltzmannMachine
+_CLASSES: dict[str, type[RBM] | type[DBM] | type[NeuralBoltzmannMachine]] = {
     "ClassificationRBM": ClassificationRBM,
+    "DBM": DBM,
     "RBM": RBM,
     "NeuralBoltzmannMachine": NeuralBoltzmannMachine,
 }

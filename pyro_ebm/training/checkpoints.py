@@ -42,7 +42,7 @@ class Checkpoint:
     :param schedule: the state of torch's schedule of the learning rate; empty for none.
     """
 
-    module: nn.RBM | nn.NeuralBoltzmannMachine
+    module: nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine
     config: TrainerConfig
     epoch: int
     history: list[dict[str, Any]]
@@ -114,7 +114,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _freeze_others(module: nn.RBM | nn.NeuralBoltzmannMachine, trained: Any) -> None:
+def _freeze_others(module: nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine, trained: Any) -> None:
     """Let only the named parameters be trained; all of them in files of before there were names."""
     if trained is None:
         return
@@ -127,12 +127,16 @@ def _freeze_others(module: nn.RBM | nn.NeuralBoltzmannMachine, trained: Any) -> 
 
 
 def _check_chains(
-    chains: Tensor | None, module: nn.RBM | nn.NeuralBoltzmannMachine, dtype: torch.dtype
+    chains: Tensor | None,
+    module: nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine,
+    dtype: torch.dtype,
 ) -> None:
     if chains is None:
         return
     if isinstance(module, nn.RBM):
         fits = chains.dim() == 2 and chains.shape[1] == len(module.get_parameter("weight"))
+    elif isinstance(module, nn.DBM):
+        fits = chains.dim() == 2 and chains.shape[1] == sum(module.sizes[0::2])
     else:
         fits = chains.dim() == 3 and chains.shape[2] in (module.num_visible, module.num_hidden)
     if not fits or chains.dtype != dtype:

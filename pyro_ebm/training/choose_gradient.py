@@ -11,7 +11,13 @@ from pyro_ebm import nn
 from pyro_ebm.training.classification_gradient import ClassificationGradient
 from pyro_ebm.training.conditional_gradient import ConditionalGradient
 from pyro_ebm.training.config import TrainerConfig
-from pyro_ebm.training.config_checks import CONDITIONAL_ONLY, RBM_ONLY
+from pyro_ebm.training.config_checks import (
+    CONDITIONAL_ONLY,
+    DEEP_ONLY,
+    RBM_ONLY,
+    SHALLOW_ONLY,
+)
+from pyro_ebm.training.deep_gradient import DeepGradient
 from pyro_ebm.training.exact_gradient import ExactGradient
 from pyro_ebm.training.gradient import ContrastiveGradient
 from pyro_ebm.training.masked_gradient import MaskedGradient, make_absent_gradient
@@ -20,12 +26,16 @@ __all__ = ["check_num_chains", "check_same_chains", "make_gradient"]
 
 
 def make_gradient(
-    module: nn.RBM | nn.NeuralBoltzmannMachine, config: TrainerConfig, generator: Generator
-) -> ConditionalGradient | ClassificationGradient | MaskedGradient:
+    module: nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine,
+    config: TrainerConfig,
+    generator: Generator,
+) -> ConditionalGradient | ClassificationGradient | DeepGradient | MaskedGradient:
     """The object that writes the gradients of a run.
 
     :raises ValueError: for options that the module does not have.
     """
+    if not isinstance(module, nn.DBM):
+        _refuse(config, DEEP_ONLY, {}, "a nn.DBM")
     if isinstance(module, nn.NeuralBoltzmannMachine):
         _refuse(
             config,
@@ -35,6 +45,13 @@ def make_gradient(
         )
         return ConditionalGradient(module, config, generator)
     _refuse(config, CONDITIONAL_ONLY, {"chain_start": "prior"}, "conditional models")
+    if isinstance(module, nn.DBM):
+        _refuse(config, SHALLOW_ONLY, {"negative_phase": "exact", "missing": "absent"}, "a nn.RBM")
+        if len(config.layers) not in (0, module.depth):
+            raise ValueError(
+                f"layers must be options of {module.depth} hidden layers, got {len(config.layers)}"
+            )
+        return DeepGradient(module, config, generator)
     if isinstance(module, nn.ClassificationRBM):
         _refuse(config, (), {"missing": "absent"}, "a nn.RBM without labels")
         return ClassificationGradient(module, config, generator)

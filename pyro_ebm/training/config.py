@@ -85,6 +85,10 @@ class TrainerConfig:
     :param float generative_weight: see ``objective``.
     :param float unlabelled_weight: weight of log p(x) of rows without a label.
 
+    :param int mean_field_updates: largest number of updates of the mean field of a batch *(DBM)*.
+    :param float mean_field_tolerance: a row's mean field is done when an update changes no natural parameter
+        by more *(DBM)*.
+
     **The update**
 
     :param float learning_rate: step size of the optimiser *(schedule)*.
@@ -108,6 +112,9 @@ class TrainerConfig:
     :param float damping: what is added to variances and to the Fisher information before they are divided by.
 
     **Regularisers**
+
+    :param layers: by hidden layer, the lowest first, what is not as for all of them: "max_norm",
+        "sparsity_cost" (a number) and "sparsity_target", such as ``[{"sparsity_target": 0.2}, {}]`` *(DBM)*.
 
     :param float weight_decay: decay of the weights (not of the biases): added to the gradient, except
         by "adamw", which decouples it *(schedule)*.
@@ -180,6 +187,9 @@ class TrainerConfig:
     noise_std: float = 0.0
     missing: str = "marginal"
     offset_rate: float = 0.01
+    mean_field_updates: int = 50
+    mean_field_tolerance: float = 1e-2
+    layers: Sequence[Mapping[str, Any]] = field(default=(), hash=False)
     metrics: Sequence[str] | None = None
     metrics_every: int = 1
     metrics_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
@@ -202,6 +212,7 @@ class TrainerConfig:
                 object.__setattr__(self, name, tabulated)
             else:
                 check(name, value, valid, expected)
+        object.__setattr__(self, "layers", tuple(self.layers))
         if self.metrics is not None:
             object.__setattr__(self, "metrics", tuple(self.metrics))
         check_combinations(self)
@@ -209,6 +220,7 @@ class TrainerConfig:
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON types."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["layers"] = [dict(options) for options in values["layers"]]
         for name in ("groups", "metrics_options"):
             values[name] = {key: dict(options) for key, options in values[name].items()}
         if self.metrics is not None:

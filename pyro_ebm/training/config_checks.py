@@ -21,7 +21,15 @@ from pyro_ebm.training.monitor import MONITOR_MODES
 from pyro_ebm.training.plateau import ReduceLROnPlateau
 from pyro_ebm.training.schedules import is_number, is_whole
 
-__all__ = ["CHECKS", "CONDITIONAL_ONLY", "RBM_ONLY", "SCHEDULES", "check_combinations"]
+__all__ = [
+    "CHECKS",
+    "CONDITIONAL_ONLY",
+    "DEEP_ONLY",
+    "RBM_ONLY",
+    "SCHEDULES",
+    "SHALLOW_ONLY",
+    "check_combinations",
+]
 
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 CHAIN_STARTS = ("data", "noise", "prior")
@@ -86,6 +94,15 @@ def _are_groups(groups: Any) -> bool:
     )
 
 
+def _are_layers(layers: Any) -> bool:
+    return isinstance(layers, list | tuple) and all(
+        isinstance(options, Mapping)
+        and set(options) <= set(LAYER_OPTIONS)
+        and all(LAYER_OPTIONS[name][0](value) for name, value in options.items())
+        for options in layers
+    )
+
+
 def _are_metrics(names: Any) -> bool:
     # Anything may be in it, also what has no hash.
     return (
@@ -106,6 +123,13 @@ _OPTIONS = (
     lambda x: isinstance(x, Mapping) and all(isinstance(name, str) for name in x),
     "a dictionary by name",
 )
+
+#: Options that a hidden layer of a deep machine can have of its own.
+LAYER_OPTIONS = {
+    "max_norm": _optional(_POSITIVE),
+    "sparsity_cost": _NON_NEGATIVE,
+    "sparsity_target": _WITHIN_1,
+}
 
 #: By option: what is valid, and the same in words.
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -164,6 +188,9 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "noise_std": _NON_NEGATIVE,
     "missing": _one_of(MISSING),
     "offset_rate": _FROM_0_TO_1,
+    "mean_field_updates": _at_least(1),
+    "mean_field_tolerance": _NON_NEGATIVE,
+    "layers": (_are_layers, f"a list by hidden layer of dictionaries with {sorted(LAYER_OPTIONS)}"),
     "metrics": _optional((_are_metrics, f"different names of {tuple(METRICS)}")),
     "metrics_every": _at_least(1),
     "metrics_options": (
@@ -208,6 +235,19 @@ RBM_ONLY = (
     "l1",
     "max_norm",
     "sparsity_cost",
+    "dropout",
+    "dropconnect",
+    "objective",
+)
+DEEP_ONLY = ("mean_field_updates", "mean_field_tolerance", "layers")
+#: Of RBMs, but not of deep machines.
+SHALLOW_ONLY = (
+    "preconditioner",
+    "fast_rate",
+    "positive_hidden",
+    "chain_hidden",
+    "chain_visible",
+    "negative_hidden",
     "dropout",
     "dropconnect",
     "objective",

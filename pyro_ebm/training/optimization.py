@@ -7,19 +7,18 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyro_ebm import nn
 from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.config_checks import make_optimizer, make_scheduler
-from pyro_ebm.training.regularizers import restore_max_norm, shrink
+from pyro_ebm.training.regularizers import layer_option, restore_max_norm, shrink
 from pyro_ebm.training.schedules import value_at
 
-__all__ = ["Optimization"]
+__all__ = ["Optimization", "weights_of"]
 
-Module = nn.RBM | nn.NeuralBoltzmannMachine
+Module = nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine
 
 
 class Optimization:
@@ -45,9 +44,14 @@ class Optimization:
                 module, multi_avg_fn=get_ema_multi_avg_fn(config.averaging), use_buffers=True
             )
         self._module = module
-        self._weight: Tensor | None = None
-        if isinstance(module, nn.RBM) and module.get_parameter("weight").requires_grad:
-            self._weight = module.get_parameter("weight")
+        #: Weights that are trained, with the largest norms of their columns.
+        self._weights: list[tuple[Parameter, float | None]] = []
+        if not isinstance(module, nn.NeuralBoltzmannMachine):
+            self._weights = [
+                (weight, layer_option(config, "max_norm", number))
+                for number, weight in enumerate(weights_of(module), start=1)
+                if weight.requires_grad
+            ]
         self._l1 = self._decay = self._scale = 0.0
         self.start_epoch(0)
 
@@ -82,16 +86,17 @@ class Optimization:
             scale = self._scale * _SCHEDULES[config.learning_rate_schedule](progress)
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * scale
-        weight = self._weight
-        if self._l1 and weight is not None and weight.grad is not None:
-            weight.grad.add_(weight.detach().sign(), alpha=self._l1)
+        for weight, _ in self._weights if self._l1 else ():
+            if weight.grad is not None:
+                weight.grad.add_(weight.detach().sign(), alpha=self._l1)
         if config.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
-        if self._decay and weight is not None:
+        for weight, _ in self._weights if self._decay else ():
             shrink(weight, float(self.optimizer.param_groups[0]["lr"]) * self._decay)
         self.optimizer.step()
-        if config.max_norm is not None and weight is not None:
-            restore_max_norm(weight, config.max_norm)
+        for weight, max_norm in self._weights:
+            if max_norm is not None:
+                restore_max_norm(weight, max_norm)
 
     def average(self) -> None:
         """Let the average follow the module; called when an update is complete."""
@@ -141,14 +146,22 @@ _SCHEDULES = {
 }
 
 
+def weights_of(module: nn.RBM | nn.DBM) -> list[Parameter]:
+    """The weights of a machine, from the lowest to the top."""
+    if isinstance(module, nn.RBM):
+        return [module.get_parameter("weight")]
+    return list(module.weights)
+
+
 def _groups(module: Module, config: TrainerConfig) -> list[dict[str, Any]]:
     rate, decay = value_at(config.learning_rate, 0), value_at(config.weight_decay, 0)
     if config.decoupled_weight_decay:
         decay = 0.0  # of an RBM; done in the update
-    if isinstance(module, nn.RBM):
-        weight = module.get_parameter("weight")
-        trained = [weight] if weight.requires_grad else []
-        others = [p for p in module.parameters() if p is not weight and p.requires_grad]
+    if not isinstance(module, nn.NeuralBoltzmannMachine):
+        weights = weights_of(module)
+        trained = [weight for weight in weights if weight.requires_grad]
+        known = {id(weight) for weight in weights}
+        others = [p for p in module.parameters() if id(p) not in known and p.requires_grad]
         return [
             {"params": trained, "lr": rate, "weight_decay": decay, "decays": True},
             {"params": others, "lr": rate, "weight_decay": 0.0, "decays": False},

@@ -3,12 +3,14 @@
 
 """What keeps weights small, hidden units rarely on, and hidden units apart."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
 from pyro_ebm.distributions.units import Unit
 
-__all__ = ["Sparsity", "keep_mask", "restore_max_norm", "shrink", "weight_penalty"]
+__all__ = ["Sparsity", "keep_mask", "layer_option", "restore_max_norm", "shrink", "weight_penalty"]
 
 #: Rates that are estimated from few rows are kept this far from 0 and 1.
 _MARGIN = 1e-6
@@ -132,6 +134,17 @@ class Sparsity:
         if "sparsity_sum" in state:
             self._sum = state["sparsity_sum"]
             self._weight = float(state["sparsity_weight"])
+
+
+def layer_option(config: Any, name: str, number: int) -> Any:
+    """An option of a hidden layer of a deep machine: its own, or that of all.
+
+    :param config: options of the run.
+    :param str name: of the option.
+    :param int number: of the layer, from 1.
+    """
+    own = config.layers[number - 1] if number <= len(config.layers) else {}
+    return own.get(name, getattr(config, name))
 
 
 def check_hidden_bits(option: str, unit: Unit, family: str) -> None:

@@ -21,6 +21,7 @@ from pyro_ebm.training.choose_gradient import check_num_chains, check_same_chain
 from pyro_ebm.training.classification_gradient import ClassificationGradient
 from pyro_ebm.training.conditional_gradient import ConditionalGradient
 from pyro_ebm.training.config import TrainerConfig
+from pyro_ebm.training.deep_gradient import DeepGradient
 from pyro_ebm.training.masked_gradient import (
     MaskedGradient,
     incomplete_record,
@@ -54,7 +55,8 @@ class Trainer:
     seed, and one that is resumed from a checkpoint ends in the same parameters as one that was never
     interrupted.
 
-    :param module: a :class:`pyro_ebm.nn.RBM` or :class:`pyro_ebm.nn.NeuralBoltzmannMachine`.
+    :param module: a :class:`pyro_ebm.nn.RBM`, :class:`~pyro_ebm.nn.DBM` or
+        :class:`~pyro_ebm.nn.NeuralBoltzmannMachine`.
         Parameters that require no gradient when the trainer is made stay as they are.
     :param TrainerConfig config: options.
     :raises TypeError: for another module, or one that cannot be written where there is to be a checkpoint.
@@ -71,10 +73,12 @@ class Trainer:
     [1, 2]
     """
 
-    def __init__(self, module: nn.RBM | nn.NeuralBoltzmannMachine, config: TrainerConfig) -> None:
-        if not isinstance(module, nn.RBM | nn.NeuralBoltzmannMachine):
+    def __init__(
+        self, module: nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine, config: TrainerConfig
+    ) -> None:
+        if not isinstance(module, nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine):
             raise TypeError(
-                "module must be a pyro_ebm.nn.RBM or NeuralBoltzmannMachine, got "
+                "module must be a pyro_ebm.nn.RBM, DBM or NeuralBoltzmannMachine, got "
                 f"{type(module).__name__}"
             )
         refuse_random_weights(module)
@@ -97,7 +101,9 @@ class Trainer:
         parameter = next(module.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._generator = Generator(device=self._device).manual_seed(config.seed or 0)
-        self._gradient: ConditionalGradient | ClassificationGradient | MaskedGradient
+        self._gradient: (
+            ConditionalGradient | ClassificationGradient | DeepGradient | MaskedGradient
+        )
         self._gradient = make_gradient(module, config, self._generator)
         self._optimization = Optimization(module, config)
 
@@ -124,7 +130,7 @@ class Trainer:
         config = replace(state.config, **changes)
         if isinstance(module, nn.NeuralBoltzmannMachine) and "chains" in state.state:
             check_same_chains(state.config, config)
-        if isinstance(module, nn.RBM):
+        if not isinstance(module, nn.NeuralBoltzmannMachine):
             check_num_chains(config, state.state.get("chains"))
         trainer = cls(module, config)
         same = {
@@ -311,7 +317,11 @@ class Trainer:
         if module.centered and self.epoch == 0:
             spins = module.visible.family == "ising" and self.config.binarize
             mean = visible_mean(train, self._dtype, self.config.missing, spins)
-            module.shift_offsets(mean - module.visible_offset)
+            if isinstance(module, nn.DBM):
+                steps = [mean - module.offsets[0], *[None] * module.depth]
+                module.shift_offsets(steps)
+            else:
+                module.shift_offsets(mean - module.visible_offset)
 
     def _run_epoch(self, data: Tensor, bar: Any) -> StepWatch | None:
         self._gradient.start_epoch(self.epoch)
@@ -365,7 +375,7 @@ class Trainer:
         self, train: TrainingData, held_out: TrainingData | None, watch: StepWatch | None
     ) -> dict[str, Any]:
         """The metrics of the epoch that is done."""
-        if isinstance(self.module, nn.RBM):
+        if not isinstance(self.module, nn.NeuralBoltzmannMachine):
             if train.observed is not None:
                 seen = self.metric_rows, train.observed, watch
                 return incomplete_record(self._metrics, self._gradient, self.epoch, *seen)

@@ -18,7 +18,7 @@ from pyro_ebm.training.config import TrainerConfig
 
 __all__ = ["TrainingData", "check_data_options", "draw_states"]
 
-Module = nn.RBM | nn.NeuralBoltzmannMachine
+Module = nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine
 _BITS = ("bernoulli", "ising")
 
 
@@ -114,7 +114,7 @@ def _bit_blocks(module: Module) -> list[tuple[slice, bool]]:
 
 
 def _visible_options(module: Module) -> Any:
-    layer: Any = module.visible if isinstance(module, nn.RBM) else module._visible
+    layer: Any = module._visible if isinstance(module, nn.NeuralBoltzmannMachine) else module.visible
     return layer.options
 
 
@@ -144,6 +144,8 @@ def _fill(
 
     :param Tensor context: a context of the data, shape ``(1, num_context)``.
     """
+    if isinstance(module, nn.DBM):
+        raise ValueError("observed is no option of a nn.DBM")
     if isinstance(module, nn.ClassificationRBM):
         raise ValueError(
             "observed is no option of a nn.ClassificationRBM; a row without a label has zeros for it"
@@ -185,13 +187,16 @@ def check_data_options(module: Module, config: TrainerConfig) -> None:
 
 
 def _family(module: Module) -> str:
-    return module.visible.family if isinstance(module, nn.RBM) else module.visible_family
+    if isinstance(module, nn.NeuralBoltzmannMachine):
+        return module.visible_family
+    return module.visible.family
 
 
 def _num_visible(module: Module) -> int:
-    if isinstance(module, nn.RBM):
-        return int(module.get_parameter("weight").shape[0])
-    return module.num_visible
+    if isinstance(module, nn.NeuralBoltzmannMachine):
+        return module.num_visible
+    weight = module.weights[0] if isinstance(module, nn.DBM) else module.get_parameter("weight")
+    return int(weight.shape[0])
 
 
 def _valid_rows(
@@ -201,7 +206,7 @@ def _valid_rows(
     family = _family(module)
     if config.binarize and family != "mixed":
         return ((rows >= 0) & (rows <= 1)).all(-1), "[0, 1], which binarize=True needs"
-    if isinstance(module, nn.RBM):
+    if not isinstance(module, nn.NeuralBoltzmannMachine):
         layer = module.visible()
     else:
         assert context is not None
@@ -245,9 +250,10 @@ def _check_context(
     name: str, module: Module, rows: Tensor, context: Tensor | None
 ) -> Tensor | None:
     label = "context" if name == "data" else f"{name}_context"
-    if isinstance(module, nn.RBM):
+    if not isinstance(module, nn.NeuralBoltzmannMachine):
         if context is not None:
-            raise ValueError(f"{label} is given, but an RBM has no context")
+            name = type(module).__name__
+            raise ValueError(f"{label} is given, but a machine of class {name} has no context")
         return None
     if context is not None:
         _check_tensor(label, context)

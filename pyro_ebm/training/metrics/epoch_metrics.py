@@ -11,7 +11,12 @@ from torch import Tensor
 from pyro_ebm import nn
 from pyro_ebm.infer.log_partition.exact import finite_side
 from pyro_ebm.training.metrics.registry import METRICS, keys_of, known_keys, options_of
-from pyro_ebm.training.metrics.snapshot import ConditionalSnapshot, RBMSnapshot, Snapshot
+from pyro_ebm.training.metrics.snapshot import (
+    ConditionalSnapshot,
+    DeepSnapshot,
+    RBMSnapshot,
+    Snapshot,
+)
 from pyro_ebm.training.metrics.step_watch import StepWatch
 from pyro_ebm.training.schedules import value_at
 
@@ -31,7 +36,9 @@ class EpochMetrics:
     :raises ValueError: for metrics that the module cannot have.
     """
 
-    def __init__(self, module: nn.RBM | nn.NeuralBoltzmannMachine, config: "TrainerConfig") -> None:
+    def __init__(
+        self, module: nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine, config: "TrainerConfig"
+    ) -> None:
         self.module = module
         self.config = config
         for name in config.metrics or ():
@@ -147,6 +154,9 @@ class EpochMetrics:
         watch: StepWatch | None,
     ) -> Snapshot:
         module = self.module
+        if isinstance(module, nn.DBM):
+            costs = {n: float(value_at(getattr(self.config, n), epoch - 1)) for n in _PENALTIES}
+            return DeepSnapshot(rows, chains, watch, costs, module=module)
         if isinstance(module, nn.RBM):
             costs = {n: float(value_at(getattr(self.config, n), epoch - 1)) for n in _PENALTIES}
             return RBMSnapshot(rows, chains, watch, costs, module=module)

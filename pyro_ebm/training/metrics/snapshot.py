@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from pyro_ebm import nn
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM, MeanField
 from pyro_ebm.infer.conditional.contexts import evaluating
 from pyro_ebm.ops.grouping import RowGroups, group_blocks
 from pyro_ebm.training.metrics.step_watch import StepWatch
 
-__all__ = ["ConditionalSnapshot", "RBMSnapshot", "Snapshot"]
+__all__ = ["ConditionalSnapshot", "DeepSnapshot", "RBMSnapshot", "Snapshot"]
+
+#: Of the mean field that metrics look at: more exact than that of an update.
+_MEAN_FIELD_UPDATES = 200
+_MEAN_FIELD_TOLERANCE = 1e-3
 
 
 @dataclass
@@ -82,6 +86,47 @@ class RBMSnapshot(Snapshot):
     def weight_norm(self) -> float:
         """See :meth:`Snapshot.weight_norm`."""
         return self.dist.weight.norm().item()
+
+
+@dataclass
+class DeepSnapshot(Snapshot):
+    """The snapshot of a deep machine.
+
+    :param module: the module.
+    """
+
+    module: nn.DBM = field(kw_only=True)
+    _fields: dict[str, MeanField] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def dist(self) -> DBM:
+        """The machine; rows may be means, which mean field takes too."""
+        return self.module(validate_args=False).detach()
+
+    def mean_field(self, split: str) -> MeanField:
+        """The mean field given the rows of a split, or the visible states of the chains."""
+        if split not in self._fields:
+            rows = self.chains if split == "chains" else self.rows[split]
+            assert rows is not None
+            rows = rows[:, : self.dist.event_shape[0]]
+            self._fields[split] = self.dist.mean_field(
+                rows, max_updates=_MEAN_FIELD_UPDATES, tolerance=_MEAN_FIELD_TOLERANCE
+            )
+        return self._fields[split]
+
+    def free_energy(self, split: str) -> Tensor:
+        """Upper bounds of the free energies by mean field; the split may be "chains" too."""
+        return -self.mean_field(split).bound
+
+    def reconstruction_error(self, split: str) -> float:
+        """Mean squared difference of a visible unit to its mean given the mean field."""
+        first = self.mean_field(split).means[0]
+        mean = self.dist.units[0].mean(self.dist.field(0, [first]))
+        return (self.rows[split] - mean).square().mean().item()
+
+    def weight_norm(self) -> float:
+        """Frobenius norm of all weights together."""
+        return torch.stack([weight.norm() for weight in self.dist.weights]).norm().item()
 
 
 @dataclass

@@ -1,0 +1,212 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The gradient of a deep machine: mean field beside the data, persistent chains beside the model."""
+
+import torch
+from torch import Generator, Tensor
+
+from pyro_ebm import nn
+from pyro_ebm.distributions import DBM, GibbsSweep, MeanField
+from pyro_ebm.training.config import TrainerConfig
+from pyro_ebm.training.negative_phase import GibbsPhase
+from pyro_ebm.training.regularizers import Sparsity, layer_option
+from pyro_ebm.training.replica_phase import ReplicaPhase
+from pyro_ebm.training.schedules import value_at
+
+__all__ = ["DeepGradient"]
+
+
+class DeepGradient:
+    r"""Writes the gradient of the negative variational bound to a module's ``.grad``.
+
+    .. math::
+        -\frac{\partial \mathcal{L}}{\partial W_l} =
+            -\langle (\mu_{l-1} - o_{l-1}) (\mu_l - o_l)^\top \rangle_{data}
+            + \langle (x_{l-1} - o_{l-1}) (x_l - o_l)^\top \rangle_{model}
+
+    with :math:`\mu_0 = v` and :math:`\mu_l` the means of the mean field q given v, found anew for
+    every batch; see [1]. The model's average is over chains of block Gibbs between the even and the odd
+    layers, or replicas, with the odd layers at their exact means given the even ones. Where q has converged
+    the bound is stationary in it, and this is its whole gradient.
+
+    **References**
+
+    [1] *Deep Boltzmann machines*, Ruslan Salakhutdinov, Geoffrey Hinton (2009), algorithm 1
+
+    :param module: the module.
+    :param TrainerConfig config: options of the run.
+    :param torch.Generator generator: the source of random bits.
+    :raises ValueError: for options that the module cannot have.
+    """
+
+    def __init__(
+        self, module: nn.DBM, config: TrainerConfig, generator: Generator | None = None
+    ) -> None:
+        self.module = module
+        self.config = config
+        self.generator = generator
+        num_chains = config.num_chains or (config.batch_size if config.persistent else None)
+        kind = GibbsPhase if config.negative_phase == "gibbs" else ReplicaPhase
+        self.phase: GibbsPhase | ReplicaPhase = kind(num_chains, config, generator)
+        #: By hidden layer, the lowest first; None where a layer has no such penalty.
+        self.sparsity: list[Sparsity | None] = [
+            self._make_sparsity(number) for number in range(1, module.depth + 1)
+        ]
+        self._costs = [0.0] * module.depth
+        #: Means of the hidden layers of the rows of the last batch.
+        self.hidden_means: tuple[Tensor, ...] | None = None
+        #: Updates of the mean field of the rows of the last batch, shape ``(rows,)``.
+        self.mean_field_updates: Tensor | None = None
+        self.start_epoch(0)
+
+    def _make_sparsity(self, number: int) -> Sparsity | None:
+        config = self.config
+        if not layer_option(config, "sparsity_cost", number):
+            return None
+        target = layer_option(config, "sparsity_target", number)
+        family = self.module.layers[number].family
+        return Sparsity(target, config.sparsity_damping, family)
+
+    @property
+    def chains(self) -> Tensor | None:
+        """States of the even layers of the persistent chains, the visible one first, one after the other:
+        shape ``(num_chains, V + H_2 + ...)``; None with CD."""
+        return self.phase.chains
+
+    def start_epoch(self, epoch: int) -> None:
+        """Take the values of the schedules.
+
+        :param int epoch: epochs that are done.
+        """
+        self.phase.num_steps = value_at(self.config.num_steps, epoch)
+        self._costs = [
+            float(value_at(layer_option(self.config, "sparsity_cost", number), epoch))
+            for number in range(1, self.module.depth + 1)
+        ]
+
+    @torch.no_grad()
+    def __call__(self, batch: Tensor, rows: Tensor | None = None) -> None:
+        """Set the gradients for a batch.
+
+        :param Tensor batch: shape ``(rows, V)``, of the module's dtype and device.
+        :param Tensor rows: not used.
+        """
+        dist = self.module(validate_args=False)
+        found = dist.mean_field(
+            batch,
+            max_updates=self.config.mean_field_updates,
+            tolerance=self.config.mean_field_tolerance,
+        )
+        self.mean_field_updates = found.num_updates
+        self.hidden_means = tuple(mean.mean(0) for mean in found.means)
+        machine = dist.bipartite()
+        sweep = GibbsSweep(machine, self.generator)
+        even, theta = self._negative_states(dist, sweep, batch, found)
+        odd = machine.hidden.natural_mean(theta)
+        model = _alternate(dist.split_even(even), dist.split_odd(odd))
+        data = [batch, *self._penalized(found.means)]
+        self._set_weights(dist, data, model)
+        self._set_units(dist, data, found.thetas, model, dist.split_odd(theta))
+
+    def _negative_states(
+        self, dist: DBM, sweep: GibbsSweep, batch: Tensor, found: MeanField
+    ) -> tuple[Tensor, Tensor]:
+        """Even layers of the model's states, and natural parameters of the odd ones."""
+        # Chains that start at data take the layers above from q.
+        start = [batch]
+        for number in range(2, dist.depth + 1, 2):
+            theta = found.thetas[number - 1]
+            start.append(dist.units[number].natural_sample(theta, self.generator))
+        states = torch.cat(start, -1)
+        theta = states if self.config.persistent else sweep.hidden_theta(states)
+        even, theta, _ = self.phase(dist.bipartite(), sweep, states, theta, None)
+        return even, theta
+
+    def _penalized(self, means: tuple[Tensor, ...]) -> list[Tensor]:
+        """Means of the hidden layers less the gradients of the sparsity penalties."""
+        penalized = []
+        for mean, sparsity, cost in zip(means, self.sparsity, self._costs, strict=True):
+            if sparsity is not None:
+                mean = mean - sparsity.correction(mean, cost)
+            penalized.append(mean)
+        return penalized
+
+    def _set_weights(self, dist: DBM, data: list[Tensor], model: list[Tensor]) -> None:
+        sides = []
+        for states in (data, model):
+            if self.module.centered:
+                states = [x - o for x, o in zip(states, dist.offsets, strict=True)]
+            sides.append(states)
+        for number, weight in enumerate(self.module.weights):
+            if weight.grad is None:
+                weight.grad = torch.empty_like(weight)
+            beta = 0.0
+            for sign, states in ((-1.0, sides[0]), (1.0, sides[1])):
+                below, above = states[number], states[number + 1]
+                alpha = sign / len(below)
+                torch.addmm(
+                    weight.grad, below.T, above, beta=beta, alpha=alpha, out=weight.grad
+                )
+                beta = 1.0
+
+    def _set_units(
+        self,
+        dist: DBM,
+        data: list[Tensor],
+        data_thetas: tuple[Tensor, ...],
+        model: list[Tensor],
+        model_thetas: tuple[Tensor, ...],
+    ) -> None:
+        for parameter in self.module.layers.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        for number, (unit, layer) in enumerate(zip(dist.units, self.module.layers, strict=True)):
+            if number == 0:
+                gradient = unit.mean_parameters_gradient(data[0])
+            else:
+                theta = data_thetas[number - 1]
+                gradient = unit.natural_log_partition_gradient(theta, data[number])
+            layer.accumulate_gradient(gradient, -1.0)
+            if number % 2:
+                theta = model_thetas[number // 2]
+                gradient = unit.natural_log_partition_gradient(theta, model[number])
+            else:
+                gradient = unit.mean_parameters_gradient(model[number])
+            layer.accumulate_gradient(gradient, 1.0)
+
+    def after_step(self) -> None:
+        """Let the hidden offsets of a centred module follow the means of the last batch."""
+        rate = self.config.offset_rate
+        if not self.module.centered or not rate or self.hidden_means is None:
+            return
+        pairs = zip(self.hidden_means, self.module.offsets[1:], strict=True)
+        self.module.shift_offsets([None, *((mean - offset) * rate for mean, offset in pairs)])
+
+    def after_epoch(self) -> None:
+        """Nothing is kept from epoch to epoch but the chains."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint keeps."""
+        tensors = self.phase.state()
+        for number, sparsity in enumerate(self.sparsity):
+            if sparsity is not None:
+                tensors |= {f"layer{number + 1}.{n}": t for n, t in sparsity.state().items()}
+        return tensors
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+        device = self.module.weights[0].device
+        state = {name: tensor.to(device) for name, tensor in state.items()}
+        self.phase.restore(state)
+        for number, sparsity in enumerate(self.sparsity):
+            prefix = f"layer{number + 1}."
+            if sparsity is not None:
+                own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+                sparsity.restore(own)
+
+
+def _alternate(even: tuple[Tensor, ...], odd: tuple[Tensor, ...]) -> list[Tensor]:
+    """Layers in their order, from the even and the odd ones."""
+    number = len(even) + len(odd)
+    return [odd[i // 2] if i % 2 else even[i // 2] for i in range(number)]
