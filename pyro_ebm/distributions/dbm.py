@@ -457,7 +457,7 @@ class DBM(EnergyBased):
         :param Tensor v: shape ``(..., V)``; its batch shape becomes that of the result.
         :raises ValueError: for one hidden layer, of which :meth:`layer_given` is the posterior.
         """
-        return self.clamp(torch.ones(self.event_shape, dtype=torch.bool, device=v.device), v)
+        return clamp_layers(self, {0: None}, {0: v})
 
     def tilt(self, field: Tensor, layer: int = 0) -> "DBM":
         r"""The machine with energy :math:`E(x) - t^\top x_l`, unnormalised, constants kept.

@@ -21,110 +21,141 @@ __all__ = ["clamp_layers"]
 
 @dataclass
 class _Layer:
-    """One layer while units are being fixed: what is left of it, and which entries that is."""
+    """One layer while units are being fixed.
 
-    unit: Unit | None
-    free: Tensor
-    offset: Tensor | None
+    :param Unit free: what is left of it; None if nothing is.
+    :param Unit chosen: the units that are fixed; None if none is.
+    :param Tensor fixed: their values.
+    :param Tensor mask: which entries are fixed; None if all of them or none are.
+    """
+
+    free: Unit | None
+    chosen: Unit | None = None
     fixed: Tensor | None = None
+    mask: Tensor | None = None
+
+    def free_part(self, x: Tensor, dim: int = -1) -> Tensor:
+        """The entries of a tensor that belong to free units."""
+        if self.mask is None:
+            return x if self.chosen is None else x.narrow(dim, 0, 0)
+        return _entries(x, ~self.mask, dim)
+
+    def fixed_part(self, x: Tensor, dim: int = -1) -> Tensor:
+        """The entries of a tensor that belong to fixed units."""
+        if self.mask is None:
+            return x.narrow(dim, 0, 0) if self.chosen is None else x
+        return _entries(x, self.mask, dim)
+
+
+def _entries(x: Tensor, mask: Tensor, dim: int) -> Tensor:
+    return x[..., mask] if dim == -1 else x[..., mask, :]
 
 
 def clamp_layers(
-    dbm: "DBM", mask: Tensor | Mapping[int, Tensor], value: Tensor | Mapping[int, Tensor]
+    dbm: "DBM",
+    mask: Tensor | Mapping[int, Tensor | None],
+    value: Tensor | Mapping[int, Tensor],
 ) -> "DBM":
-    """See :meth:`pyro_ebm.distributions.DBM.clamp`."""
+    """See :meth:`pyro_ebm.distributions.DBM.clamp`; the mask None is that of all units of a layer."""
     masks = {0: mask} if isinstance(mask, Tensor) else dict(mask)
     values = {0: value} if isinstance(value, Tensor) else dict(value)
     if set(masks) != set(values):
         raise ValueError(
             f"mask and value must be of the same layers, got {sorted(masks)} and {sorted(values)}"
         )
-    layers = [_layer(dbm, number, masks.get(number), values) for number in range(dbm.depth + 1)]
+    unknown = sorted(set(masks) - set(range(dbm.depth + 1)))
+    if unknown:
+        raise ValueError(f"the layers are 0 to {dbm.depth}, got masks of {unknown}")
+    layers = [_Layer(unit) for unit in dbm.units]
+    for number in sorted(masks):
+        layers[number] = _layer(dbm, number, masks[number], values[number])
     for number in range(1, dbm.depth):
-        if layers[number].unit is None:
+        if layers[number].free is None:
             raise ValueError(
                 f"mask clamps all units of layer {number}: what is left is two machines, of the layers "
                 "below and above it"
             )
     constant = dbm._constant
-    for number, layer in enumerate(layers):
-        if layer.fixed is not None:
-            constant = _absorb(dbm, layers, number, layer.fixed, constant)
-    kept = [number for number, layer in enumerate(layers) if layer.unit is not None]
+    for number in sorted(masks):
+        if layers[number].chosen is not None:
+            own = _absorb(dbm, layers, number)
+            constant = own if constant is None else constant + own
+    kept = [(number, layer) for number, layer in enumerate(layers) if layer.free is not None]
     if len(kept) < 2:
         raise ValueError(
             "mask leaves less than two layers; of one layer given its neighbour, see layer_given()"
         )
-    units = [layers[number].unit for number in kept]
+    units = [layer.free for _, layer in kept if layer.free is not None]
     weights = [
-        dbm.weights[lower][..., layers[lower].free, :][..., :, layers[lower + 1].free]
-        for lower in kept[:-1]
+        layer.free_part(layers[number + 1].free_part(dbm.weights[number]), -2)
+        for number, layer in kept[:-1]
     ]
-    offsets = None if dbm._offsets is None else [layers[n].offset for n in kept]
-    return dbm._like(units, weights, offsets, constant)  # type: ignore[arg-type]
+    offsets = None
+    if dbm._offsets is not None:
+        offsets = [layer.free_part(dbm._offsets[number]) for number, layer in kept]
+    return dbm._like(units, weights, offsets, constant)
 
 
-def _layer(
-    dbm: "DBM", number: int, mask: Tensor | None, values: Mapping[int, Tensor]
-) -> _Layer:
-    """A layer, and its fixed entries' values."""
-    unit = dbm.units[number]
-    offset = None if dbm._offsets is None else dbm._offsets[number]
-    device = dbm.weights[0].device
-    if mask is None:
-        return _Layer(unit, torch.ones(unit.size, dtype=torch.bool, device=device), offset)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (unit.size,):
-        got = (mask.dtype, tuple(mask.shape)) if isinstance(mask, Tensor) else mask
-        raise ValueError(f"mask of layer {number} must be boolean of shape ({unit.size},), got {got}")
-    mask = mask.to(device)
-    if not bool(mask.any()):
-        return _Layer(unit, ~mask, offset)
-    value = values[number]
+def _layer(dbm: "DBM", number: int, mask: Tensor | None, value: Tensor) -> _Layer:
+    """A layer of which units are fixed."""
+    unit, like = dbm.units[number], dbm.weights[0]
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (unit.size,):
+            got = (mask.dtype, tuple(mask.shape)) if isinstance(mask, Tensor) else mask
+            raise ValueError(
+                f"mask of layer {number} must be boolean of shape ({unit.size},), got {got}"
+            )
+        mask = mask.to(like.device)
+        if not bool(mask.any()):
+            return _Layer(unit)
     if value.shape[-1:] != (unit.size,):
         raise ValueError(
             f"value of layer {number} must have shape (..., {unit.size}), got {tuple(value.shape)}"
         )
-    fixed = value.to(dbm.weights[0])[..., mask]
-    if bool(torch.isnan(fixed).any()):
+    whole = mask is None or bool(mask.all())
+    if whole:
+        layer = _Layer(None, unit, value.to(like))
+    else:
+        assert mask is not None
+        layer = _Layer(unit.select(~mask), unit.select(mask), value.to(like)[..., mask], mask)
+    _check_values(dbm, number, layer)
+    return layer
+
+
+def _check_values(dbm: "DBM", number: int, layer: _Layer) -> None:
+    if not dbm._validate_args or layer.chosen is None or layer.fixed is None:
+        return
+    if bool(torch.isnan(layer.fixed).any()):
         raise ValueError(f"value of layer {number} is NaN at a clamped unit")
-    chosen = unit.select(mask)
-    if dbm._validate_args and not bool(chosen.support.check(fixed).all()):
-        raise ValueError(
-            f"value of layer {number} is outside of {chosen.support} at a clamped unit"
-        )
-    rest = None if bool(mask.all()) else unit.select(~mask)
-    free_offset = None if offset is None else offset[..., ~mask]
-    return _Layer(rest, ~mask, free_offset, fixed)
+    support = layer.chosen.support
+    if not bool(support.check(layer.fixed).all()):
+        raise ValueError(f"value of layer {number} is outside of {support} at a clamped unit")
 
 
-def _absorb(
-    dbm: "DBM", layers: list[_Layer], number: int, fixed: Tensor, constant: Tensor | None
-) -> Tensor:
-    """Put the fields of a layer's fixed units into the layers beside it; gives the new constant.
-
-    The coupling of two fixed units belongs to the lower one.
-    """
-    mask = ~layers[number].free
-    centred = fixed
+def _absorb(dbm: "DBM", layers: list[_Layer], number: int) -> Tensor:
+    """Put the fields of a layer's fixed units into the layers beside it; gives the energy that does not
+    depend on free units. The coupling of two fixed units belongs to the lower one."""
+    own = layers[number]
+    assert own.chosen is not None and own.fixed is not None
+    total = own.chosen.energy(own.fixed)
+    centred = own.fixed
     if dbm._offsets is not None:
-        centred = fixed - dbm._offsets[number][..., mask]
-    total = dbm.units[number].select(mask).energy(fixed)
+        centred = centred - own.fixed_part(dbm._offsets[number])
     for other in (number - 1, number + 1):
         if not 0 <= other <= dbm.depth:
             continue
-        weight = dbm.weights[number] if other > number else dbm.weights[other].mT
-        field = apply_weight(centred, weight[..., mask, :])
         beside = layers[other]
-        if dbm._offsets is not None:
-            # (x - o) of the free units; of the fixed ones below.
-            part = field[..., beside.free] * dbm._offsets[other][..., beside.free]
-            total = total + part.sum(-1)
-        if beside.fixed is not None and other > number:
-            centred_other = beside.fixed
-            if dbm._offsets is not None:
-                centred_other = centred_other - dbm._offsets[other][..., ~beside.free]
-            total = total - (field[..., ~beside.free] * centred_other).sum(-1)
-        if beside.unit is not None:
-            beside.unit, tilt_constant = beside.unit.tilt(field[..., beside.free])
+        weight = dbm.weights[number] if other > number else dbm.weights[other].mT
+        field = apply_weight(centred, own.fixed_part(weight, -2))
+        if beside.free is not None:
+            part = beside.free_part(field)
+            beside.free, tilt_constant = beside.free.tilt(part)
             total = total + tilt_constant
-    return total if constant is None else constant + total
+            if dbm._offsets is not None:
+                total = total + (part * beside.free_part(dbm._offsets[other])).sum(-1)
+        if beside.fixed is not None and other > number:
+            value = beside.fixed
+            if dbm._offsets is not None:
+                value = value - beside.fixed_part(dbm._offsets[other])
+            total = total - (beside.fixed_part(field) * value).sum(-1)
+    return total

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
-from pyro_ebm.distributions import DBM, GibbsSweep, MeanField
+from pyro_ebm.distributions import DBM, RBM, GibbsSweep, MeanField
 from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.negative_phase import GibbsPhase
 from pyro_ebm.training.regularizers import Sparsity, layer_option
@@ -102,7 +102,7 @@ class DeepGradient:
         self.hidden_means = tuple(mean.mean(0) for mean in found.means)
         machine = dist.bipartite()
         sweep = GibbsSweep(machine, self.generator)
-        even, theta = self._negative_states(dist, sweep, batch, found)
+        even, theta = self._negative_states(dist, machine, sweep, batch, found)
         odd = machine.hidden.natural_mean(theta)
         model = _alternate(dist.split_even(even), dist.split_odd(odd))
         data = [batch, *self._penalized(found.means)]
@@ -110,7 +110,7 @@ class DeepGradient:
         self._set_units(dist, data, found.thetas, model, dist.split_odd(theta))
 
     def _negative_states(
-        self, dist: DBM, sweep: GibbsSweep, batch: Tensor, found: MeanField
+        self, dist: DBM, machine: RBM, sweep: GibbsSweep, batch: Tensor, found: MeanField
     ) -> tuple[Tensor, Tensor]:
         """Even layers of the model's states, and natural parameters of the odd ones."""
         # Chains that start at data take the layers above from q.
@@ -120,7 +120,7 @@ class DeepGradient:
             start.append(dist.units[number].natural_sample(theta, self.generator))
         states = torch.cat(start, -1)
         theta = states if self.config.persistent else sweep.hidden_theta(states)
-        even, theta, _ = self.phase(dist.bipartite(), sweep, states, theta, None)
+        even, theta, _ = self.phase(machine, sweep, states, theta, None)
         return even, theta
 
     def _penalized(self, means: tuple[Tensor, ...]) -> list[Tensor]:
