@@ -1,14 +1,16 @@
 # Copyright Contributors to the pyro_ebm project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fine-tuning of a network that starts as an RBM, or a stack of them, with many and with few labels.
+"""Fine-tuning of a network that starts as an RBM, a stack of them or a DBM, with many and with few labels.
 
-The RBMs are trained on all training images without labels; then N labels train the network, and the same
-network from random weights. Options are chosen for every N and start within the N labels: one tenth of them
-validates, and of few labels folds of a cross-validation.
+The machines are trained on all training images without labels; then N labels train the network, and the same
+network from random weights. That of a deep Boltzmann machine (of ``dbm_mnist.py``, by ``--model``) has the
+mean-field state of the layers above as extra inputs. Options are chosen for every N and start within the N
+labels: one tenth of them validates, and of few labels folds of a cross-validation.
 
     PYRO_EBM_DATA=/path/to/data python examples/rbm_finetuning.py
     python examples/rbm_finetuning.py --model runs/rbm_finetuning/rbm_1.safetensors --labels 100 1000
+    python examples/rbm_finetuning.py --model runs/dbm_mnist/model.safetensors --labels 60000
     python examples/rbm_finetuning.py --smoke
 """
 
@@ -46,7 +48,7 @@ def settings(start: str, num_labels: int, arguments: argparse.Namespace) -> list
         noise = {"input_dropout": (0.2,)}
         start_base = replace(base, learning_rate=3e-3)
         moves = {"factor": (0.3, 0.1)}
-    if start == "rbm":
+    if start != "random":
         found = product(start_base, **moves, **noise)
     else:
         # As many settings: here all layers have one rate.
@@ -55,13 +57,51 @@ def settings(start: str, num_labels: int, arguments: argparse.Namespace) -> list
         found = found[: arguments.settings]
     if arguments.finetune_epochs:
         found = [replace(s, epochs=arguments.finetune_epochs) for s in found]
-    if arguments.finetune_learning_rate:
-        found = [replace(s, learning_rate=arguments.finetune_learning_rate) for s in found]
-    return found
+    changes = {
+        "learning_rate": arguments.finetune_learning_rate,
+        "dropout": arguments.dropout_of_hidden,
+        "input_dropout": arguments.dropout_of_inputs,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    # What is set by hand is no choice any more.
+    return list(dict.fromkeys(replace(s, **given) for s in found))
 
 
-def makers(rbms: list[nn.RBM], num_classes: int) -> dict[str, Make]:
+def makers(machines: list[Any], num_classes: int, arguments: argparse.Namespace) -> dict[str, Make]:
     """The two starts of the same network."""
+    if isinstance(machines[0], nn.DBM):
+        if len(machines) > 1:
+            raise ValueError(f"--model takes one DBM or a stack of RBMs, got {len(machines)} files")
+        return _deep_makers(machines[0], num_classes, arguments)
+    return _stack_makers(machines, num_classes)
+
+
+def _deep_makers(
+    module: nn.DBM, num_classes: int, arguments: argparse.Namespace
+) -> dict[str, Make]:
+    families = {(layer.family, str(layer.options)) for layer in list(module.layers)[1:]}
+    if len(families) > 1:
+        raise ValueError(f"random layers are all of one family, the machine's are {families}")
+    layer = module.layers[1]
+
+    def from_dbm(**options: Any) -> FeedForwardClassifier:
+        return FeedForwardClassifier.from_dbm(
+            module,
+            num_classes,
+            extra_inputs=arguments.extra_inputs,
+            max_mean_field_updates=arguments.network_mean_field_updates,
+            **options,
+        )
+
+    def random(**options: Any) -> FeedForwardClassifier:
+        return FeedForwardClassifier.random(
+            module.sizes, num_classes, hidden=layer.family, hidden_options=layer.options, **options
+        )
+
+    return {"dbm": from_dbm, "random": random}
+
+
+def _stack_makers(rbms: list[nn.RBM], num_classes: int) -> dict[str, Make]:
     sizes = [len(rbms[0].weight), *(rbm.weight.shape[1] for rbm in rbms)]
     family = rbms[0].hidden
 
@@ -146,12 +186,12 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     x, y, x_test, y_test = load_images(arguments)
-    rbms = make_rbms(arguments, x)
+    machines: list[Any] = list(make_rbms(arguments, x))
     results: dict[str, dict[str, Any]] = {}
     for num_labels in arguments.labels:
         num_labels = min(num_labels, len(y))
         results[str(num_labels)] = {}
-        for start, make in makers(rbms, int(y.max()) + 1).items():
+        for start, make in makers(machines, int(y.max()) + 1, arguments).items():
             if start not in arguments.starts:
                 continue
             found = settings(start, num_labels, arguments)
@@ -180,7 +220,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(output="runs/rbm_finetuning")
     group = parser.add_argument_group("fine-tuning")
     group.add_argument("--labels", type=int, nargs="+", default=[60000, 10000, 1000, 100])
-    group.add_argument("--starts", nargs="+", default=["rbm", "random"])
+    group.add_argument("--starts", nargs="+", default=["rbm", "dbm", "random"])
     group.add_argument("--label-seeds", type=int, default=10, help="label sets of few labels")
     group.add_argument("--first-seed", type=int, default=0)
     group.add_argument("--one-seed-above", type=int, default=20000, metavar="N")
@@ -205,6 +245,28 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--settings", type=int, default=0, help="only the first ones; 0 for all")
     group.add_argument("--finetune-epochs", type=int, default=0, help="0 for those of the settings")
     group.add_argument("--finetune-learning-rate", type=float, help="instead of the settings'")
+    group.add_argument(
+        "--dropout-of-hidden",
+        type=float,
+        metavar="P",
+        help="of hidden units, instead of the settings'",
+    )
+    group.add_argument(
+        "--dropout-of-inputs", type=float, metavar="P", help="of inputs, instead of the settings'"
+    )
+    group.add_argument(
+        "--extra-inputs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="of a DBM: whether layers see the mean-field state of the layer above",
+    )
+    group.add_argument(
+        "--network-mean-field-updates",
+        type=int,
+        default=100,
+        metavar="N",
+        help="largest number of updates that make extra inputs",
+    )
     return parser
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_ebm import nn
 from pyro_ebm.cli.data import DataOptions
 from pyro_ebm.cli.errors import collect_warnings
+from pyro_ebm.cli.machines import Machine, even_means, free_energies, lowest_weight, two_sided
 from pyro_ebm.cli.run_folder import hardware, versions
 from pyro_ebm.datasets import Dataset
 from pyro_ebm.distributions import RBM
@@ -49,7 +50,7 @@ class AISOptions:
 
 
 def evaluate(
-    module: nn.RBM,
+    module: Machine,
     options: DataOptions,
     data: Dataset,
     ais: AISOptions,
@@ -60,7 +61,7 @@ def evaluate(
 
     Likelihoods rest on the exact log Z where the smaller layer has at most 2^20 states, otherwise on
     the midpoint of the two estimates; their interval joins that of log Z and that of the mean over
-    rows.
+    rows. Those of a deep machine are mean-field bounds, and the layers are its even and its odd ones.
 
     :param module: the model.
     :param DataOptions options: how grey levels become states.
@@ -73,10 +74,13 @@ def evaluate(
     if options.validation:
         splits["validation"] = options.rows(data, "validation")
     splits["test"] = options.rows(data, "test")
-    weight = module.get_parameter("weight")
+    weight = lowest_weight(module)
     splits = {name: rows.to(weight) for name, rows in splits.items()}
-    with torch.no_grad():
-        dist = module()
+    if len(weight) != splits["test"].shape[1]:
+        raise ValueError(
+            f"the model has {len(weight)} visible units, {options.name} images {splits['test'].shape[1]}"
+        )
+    dist = two_sided(module)
     with collect_warnings() as messages:
         bracket = bracket_log_partition(
             dist,
@@ -84,7 +88,7 @@ def evaluate(
             num_chains=ais.num_chains,
             num_temperatures=ais.num_temperatures,
             schedule=ais.schedule,
-            base=_base(ais.base, splits["train"]),
+            base=_base(ais.base, module, splits["train"]),
             progress=progress,
         )
     exact = _exact(dist, ais.exact)
@@ -95,10 +99,11 @@ def evaluate(
     return {
         "log_partition": log_z,
         "log_likelihood": {
-            name: _likelihood(dist, rows, (value, low, high), "exact" if exact else "midpoint")
+            name: _likelihood(module, rows, (value, low, high), "exact" if exact else "midpoint")
             for name, rows in splits.items()
         },
-        "pseudo_log_likelihood": _pseudo(dist, splits["test"]),
+        "bound": "mean-field" if _is_deep(module) else None,
+        "pseudo_log_likelihood": None if _is_deep(module) else _pseudo(dist, splits["test"]),
         "warnings": messages,
         "data": options.to_dict(),
         "settings": asdict(ais),
@@ -108,9 +113,14 @@ def evaluate(
     }
 
 
-def _base(name: str, train: Tensor) -> Tensor | str | None:
+def _is_deep(module: Machine) -> bool:
+    """Whether log-likelihoods are bounds."""
+    return isinstance(module, nn.DBM) and module.depth > 1
+
+
+def _base(name: str, module: Machine, train: Tensor) -> Tensor | str | None:
     if name == "means":
-        return train.mean(0)
+        return even_means(module, train)
     return "uniform" if name == "uniform" else None
 
 
@@ -127,10 +137,13 @@ def _exact(dist: RBM, when: str) -> dict[str, Any] | None:
 
 
 def _likelihood(
-    dist: RBM, rows: Tensor, log_z: tuple[float, float, float], source: str
+    module: Machine, rows: Tensor, log_z: tuple[float, float, float], source: str
 ) -> dict[str, Any]:
-    """Mean log-likelihood per row; a higher log Z means a lower likelihood."""
-    unnormalized = log_likelihood(dist, rows, 0.0)
+    """Mean log-likelihood per row, or its bound; a higher log Z means a lower likelihood."""
+    if isinstance(module, nn.DBM):
+        unnormalized = -free_energies(module, rows).double()
+    else:
+        unnormalized = log_likelihood(two_sided(module), rows, 0.0)
     mean = unnormalized.mean().item()
     error = unnormalized.std().item() / len(rows) ** 0.5 if len(rows) > 1 else float("nan")
     value, low, high = log_z
@@ -168,6 +181,8 @@ def describe_evaluation(result: dict[str, Any]) -> str:
         )
     if exact is not None:
         lines.append(f"log Z exact        {exact['value']:10.3f}   ({exact['num_states']} states)")
+    # Evaluations of before there were deep machines have none.
+    bound = result.get("bound")
     for name, s in result["log_likelihood"].items():
         lines.append(
             f"log p({name}){' ' * (11 - len(name))} {s['value']:11.3f}   "
@@ -181,6 +196,10 @@ def describe_evaluation(result: dict[str, Any]) -> str:
         lines.append(
             f"pseudo-log p(test) {pseudo['value']:10.3f} +- {pseudo['std_error_of_rows']:.3f}   "
             f"nats per image, {pseudo['rows']} images"
+        )
+    if bound is not None:
+        lines.append(
+            "Likelihoods of a deep machine are mean-field bounds: log p is higher, if log Z is right."
         )
     if exact is None:
         lines.append(

@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_ebm import nn, plotting
+from pyro_ebm import plotting
 from pyro_ebm.cli.completion import Completion
 from pyro_ebm.cli.data import DataOptions
+from pyro_ebm.cli.machines import Machine, free_energies
 from pyro_ebm.cli.sampling import Chains, unit_means
 from pyro_ebm.datasets import Dataset
+from pyro_ebm.training.weights import weights_of
 
 __all__ = ["draw_completions", "draw_energy", "draw_filters", "draw_samples"]
 
@@ -22,13 +24,13 @@ _ROWS, _COLUMNS = 10, 10
 
 @torch.no_grad()
 def draw_samples(
-    module: nn.RBM, chains: Chains, options: DataOptions, data: Dataset, path: Path
+    module: Machine, chains: Chains, options: DataOptions, data: Dataset, path: Path
 ) -> Path:
     """Test images beside samples: one row a chain, draws far apart along it."""
     num_chains, num_draws = chains.v.shape[:2]
     rows, columns = min(num_chains, _ROWS), min(num_draws, _COLUMNS)
     at = torch.linspace(0, num_draws - 1, columns).round().long()
-    means = unit_means(module(), chains.v[:rows, at].flatten(0, 1))
+    means = unit_means(module, chains.v[:rows, at].flatten(0, 1))
     test = options.rows(data, "test")[: rows * columns]
     gap = (num_draws - 1) // max(columns - 1, 1) * chains.options.thin
     figure = plotting.image_grid(
@@ -44,22 +46,29 @@ def draw_samples(
     return plotting.save(figure, path)
 
 
-def draw_filters(module: nn.RBM, data: Dataset, path: Path) -> Path:
-    """Weights of the hidden units."""
-    weight = module.get_parameter("weight")
-    return plotting.save(plotting.filters(weight, data.image_shape), path)
+def draw_filters(module: Machine, data: Dataset, path: Path) -> list[Path]:
+    """Weights of the hidden units; of the upper layers of a deep machine the products of the weights, in
+    files with the layer at the end of their names."""
+    weights = weights_of(module)
+    written = [plotting.save(plotting.filters(weights[0], data.image_shape), path)]
+    for layer in range(2, len(weights) + 1):
+        figure = plotting.filters(
+            list(weights[:layer]), data.image_shape, title=f"What layer {layer} looks for"
+        )
+        target = path.with_name(f"{path.stem}-h{layer}{path.suffix}")
+        written.append(plotting.save(figure, target))
+    return written
 
 
 @torch.no_grad()
 def draw_energy(
-    module: nn.RBM, chains: Chains, options: DataOptions, data: Dataset, path: Path
+    module: Machine, chains: Chains, options: DataOptions, data: Dataset, path: Path
 ) -> Path:
     """Free energies along the chains, beside those of the test images."""
-    test = options.rows(data, "test").to(module.get_parameter("weight"))
     figure = plotting.energy_trace(
         chains.energy,
         sweeps_per_draw=chains.options.thin,
-        data_energies=module().free_energy(test),
+        data_energies=free_energies(module, options.rows(data, "test")),
     )
     return plotting.save(figure, path)
 

@@ -14,8 +14,14 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
+from pyro_ebm.cli.machines import (
+    Machine,
+    free_energies,
+    lowest_weight,
+    two_sided,
+    visible_means,
+)
 from pyro_ebm.diagnostics import to_inference_data
-from pyro_ebm.distributions import RBM
 from pyro_ebm.infer import BlockGibbs, VectorizedMCMC
 
 __all__ = [
@@ -51,7 +57,8 @@ class Chains:
     """Draws of block Gibbs.
 
     :param Tensor v: visible states, shape ``(chains, draws, V)``.
-    :param Tensor energy: their free energies, shape ``(chains, draws)``.
+    :param Tensor energy: their free energies, shape ``(chains, draws)``; of a deep machine the upper bounds
+        by mean field.
     :param ChainOptions options: how they were run.
     :param float seconds: how long it took.
     """
@@ -62,16 +69,17 @@ class Chains:
     seconds: float
 
 
-def run_chains(module: nn.RBM, options: ChainOptions, *, progress: bool = True) -> Chains:
-    """Run block Gibbs chains from draws of the visible layer alone.
+def run_chains(module: Machine, options: ChainOptions, *, progress: bool = True) -> Chains:
+    """Run block Gibbs chains from draws of the visible layer alone; of a deep machine between its even and
+    its odd layers, from draws of the even ones.
 
     :param module: the model.
     :param ChainOptions options: how long.
     """
     started = time.perf_counter()
-    device = module.get_parameter("weight").device
+    device = lowest_weight(module).device
     generator = Generator(device=device).manual_seed(options.seed)
-    kernel = BlockGibbs(module(), num_steps=options.thin, generator=generator)
+    kernel = BlockGibbs(two_sided(module), num_steps=options.thin, generator=generator)
     mcmc = VectorizedMCMC(
         kernel,
         options.num_draws,
@@ -82,6 +90,9 @@ def run_chains(module: nn.RBM, options: ChainOptions, *, progress: bool = True) 
     mcmc.run()
     v = mcmc.get_samples(group_by_chain=True)["v"]
     energy = mcmc.sample_stats["energy"]
+    if isinstance(module, nn.DBM):
+        v = v[..., : module.sizes[0]].contiguous()
+        energy = free_energies(module, v)
     return Chains(v, energy, options, round(time.perf_counter() - started, 3))
 
 
@@ -199,8 +210,12 @@ def describe_diagnostics(result: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def unit_means(dist: RBM, v: Tensor, seed: int = 0) -> Tensor:
-    """Means of the visible units given hidden states drawn from visible ones: smoother pictures."""
+def unit_means(module: Machine, v: Tensor, seed: int = 0) -> Tensor:
+    """Means of the visible units given hidden states drawn from visible ones (of a deep machine given the
+    mean field): smoother pictures."""
+    if isinstance(module, nn.DBM):
+        return visible_means(module, v)
+    dist = two_sided(module)
     generator = Generator(device=dist.weight.device).manual_seed(seed)
     field = dist.hidden_field(v.to(dist.weight))
     h = dist.hidden.natural_sample(dist.hidden.natural_bias + field, generator)

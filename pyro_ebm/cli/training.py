@@ -13,8 +13,10 @@ import torch
 import pyro_ebm
 from pyro_ebm import nn
 from pyro_ebm.cli.data import DataOptions
+from pyro_ebm.cli.machines import Machine
 from pyro_ebm.cli.run_folder import RunFolder, hardware, versions
 from pyro_ebm.training import Trainer, TrainerConfig
+from pyro_ebm.training.weights import weights_of
 
 __all__ = ["describe_training", "resume_run", "start_run", "train"]
 
@@ -32,7 +34,8 @@ def start_run(
 
     :param RunFolder run: an empty folder, or one that does not exist.
     :param DataOptions data: what to train on.
-    :param model: arguments of :class:`pyro_ebm.nn.RBM`, without ``num_visible``.
+    :param model: arguments of :class:`pyro_ebm.nn.RBM`, without ``num_visible``; of
+        :class:`pyro_ebm.nn.DBM` where ``num_hidden`` is a list.
     :param TrainerConfig training: options of the trainer.
     :param bool progress: whether a download of the data shows a progress bar.
     :raises ValueError: if the folder is not empty.
@@ -116,7 +119,8 @@ def _trainer(
             checkpoint=checkpoint,
             progress=progress,
         )
-    module = nn.RBM(data.num_pixels, device=config["device"], **config["model"])
+    kind = nn.DBM if isinstance(config["model"]["num_hidden"], list) else nn.RBM
+    module = kind(data.num_pixels, device=config["device"], **config["model"])
     module.init_from_data(options.training_rows(data, "train"))
     changes = {"checkpoint": checkpoint, "progress": progress}
     return Trainer(module, TrainerConfig.from_dict({**training, **changes}))
@@ -128,10 +132,13 @@ def describe_training(run: RunFolder, trainer: Trainer, started: float) -> str:
     error = record.get("reconstruction_error")
     shown = "" if error is None else f", reconstruction error {error:.4f}"
     seconds = time.perf_counter() - started
-    num_visible, num_hidden = trainer.module.get_parameter("weight").shape
-    device = trainer.module.get_parameter("weight").device
+    module = trainer.module
+    assert isinstance(module, Machine)
+    weights = weights_of(module)
+    sizes = " x ".join(str(size) for size in (len(weights[0]), *(w.shape[1] for w in weights)))
+    device = weights[0].device
     where = "" if device == torch.device("cpu") else f" on {device}"
     return (
-        f"RBM {num_visible} x {num_hidden}: {trainer.epoch} epochs done in {seconds:.1f} s"
+        f"{'DBM' if len(weights) > 1 else 'RBM'} {sizes}: {trainer.epoch} epochs done in {seconds:.1f} s"
         f"{where}{shown}\nwritten to {run}"
     )

@@ -15,12 +15,25 @@ import dataclasses
 import operator
 import os
 
+from pyro_ebm.datasets.augmentation import mirror_images, shift_images, shifts_and_mirrors
 from pyro_ebm.datasets.dataset import Dataset, binarize
 from pyro_ebm.datasets.files import DatasetError, Finder
+from pyro_ebm.datasets.smoothing import Smoothing
 from pyro_ebm.datasets.sources import SOURCES
 from pyro_ebm.datasets.whitening import Whitening
 
-__all__ = ["Dataset", "DatasetError", "Whitening", "available", "binarize", "load"]
+__all__ = [
+    "Dataset",
+    "DatasetError",
+    "Smoothing",
+    "Whitening",
+    "available",
+    "binarize",
+    "load",
+    "mirror_images",
+    "shift_images",
+    "shifts_and_mirrors",
+]
 
 
 def available() -> tuple[str, ...]:

@@ -12,9 +12,15 @@ from pyro.distributions import TorchDistribution
 from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 
+from pyro_ebm.distributions.deep_checks import check_layers, check_numbers
 from pyro_ebm.distributions.energy_based import EnergyBased
 from pyro_ebm.distributions.layer_clamp import clamp_layers
-from pyro_ebm.distributions.posterior_field import MeanField, MeanFieldWarning, solve_mean_field
+from pyro_ebm.distributions.posterior_field import (
+    MeanField,
+    MeanFieldWarning,
+    check_options,
+    solve_mean_field,
+)
 from pyro_ebm.distributions.rbm import RBM
 from pyro_ebm.distributions.units import Unit
 from pyro_ebm.distributions.units.joined import join_units
@@ -61,7 +67,8 @@ class DBM(EnergyBased):
     :param int max_mean_field_updates: largest number of updates of :meth:`log_prob`'s mean field.
     :param float mean_field_tolerance: see :meth:`mean_field`.
     :raises TypeError: if a layer is no unit or a weight no tensor.
-    :raises ValueError: if shapes do not fit or a value is NaN or outside of its constraint.
+    :raises ValueError: if shapes or dtypes do not fit, a value is NaN or outside of its constraint, or an
+        option is impossible.
 
     >>> import torch
     >>> from pyro_ebm.distributions import DBM, units
@@ -90,9 +97,10 @@ class DBM(EnergyBased):
         self.units = tuple(units)
         self.weights = tuple(weights)
         self._offsets = None if offsets is None else tuple(offsets)
-        self._check_layers()
+        check_layers(self.units, self.weights, self._offsets)
         if num_gibbs_steps < 1:
             raise ValueError(f"num_gibbs_steps must be at least 1, got {num_gibbs_steps}")
+        check_options(max_mean_field_updates, mean_field_tolerance, "mean_field_")
         self.num_gibbs_steps = num_gibbs_steps
         self.max_mean_field_updates = max_mean_field_updates
         self.mean_field_tolerance = mean_field_tolerance
@@ -102,54 +110,8 @@ class DBM(EnergyBased):
         batch = self._broadcast_batch()
         super().__init__(batch, Size((self.units[0].size,)), validate_args=validate_args)
         if self._validate_args:
-            self._check_numbers()
+            check_numbers(self.weights, self._offsets)
         self._log_partition = self._check_log_partition(log_partition)
-
-    # --- checks -------------------------------------------------------------------------------
-
-    def _check_layers(self) -> None:
-        for number, unit in enumerate(self.units):
-            if not isinstance(unit, Unit):
-                raise TypeError(
-                    f"units[{number}] must be a pyro_ebm.distributions.units.Unit, got "
-                    f"{type(unit).__name__}"
-                )
-        if len(self.units) < 2:
-            raise ValueError(
-                f"units must be a visible and at least one hidden layer, got {len(self.units)}"
-            )
-        if len(self.weights) != len(self.units) - 1:
-            raise ValueError(
-                f"{len(self.units)} layers need {len(self.units) - 1} weights, got {len(self.weights)}"
-            )
-        sizes = [unit.size for unit in self.units]
-        for number, weight in enumerate(self.weights):
-            expected = (sizes[number], sizes[number + 1])
-            if not isinstance(weight, Tensor):
-                raise TypeError(
-                    f"weights[{number}] must be a tensor, got {type(weight).__name__}"
-                )
-            if tuple(weight.shape[-2:]) != expected:
-                raise ValueError(
-                    f"weights[{number}] must have shape (..., {expected[0]}, {expected[1]}), got "
-                    f"{tuple(weight.shape)}"
-                )
-        offsets = self._offsets
-        if offsets is None:
-            return
-        if len(offsets) != len(sizes):
-            raise ValueError(f"offsets must be {len(sizes)} vectors, got {len(offsets)}")
-        for number, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
-            if not isinstance(offset, Tensor) or offset.shape[-1:] != (size,):
-                got = tuple(offset.shape) if isinstance(offset, Tensor) else offset
-                raise ValueError(f"offsets[{number}] must have shape (..., {size}), got {got}")
-
-    def _check_numbers(self) -> None:
-        names = {"weights": self.weights, "offsets": self._offsets or ()}
-        for name, tensors in names.items():
-            for number, tensor in enumerate(tensors):
-                if bool(torch.isnan(tensor).any()):
-                    raise ValueError(f"{name}[{number}] must be real, got NaN")
 
     def _broadcast_batch(self) -> Size:
         shapes = [unit.batch_shape for unit in self.units]
@@ -251,7 +213,7 @@ class DBM(EnergyBased):
 
         ``bipartite().log_prob(x)`` is :meth:`even_log_prob`, and log Z of both is the same; an attached
         one is kept. The weight is dense: with two hidden layers there is no block of zeros in it, with
-        three or four one in four or three in six.
+        three one block in four is, with four one in three.
         """
         even, odd = self.units[0::2], self.units[1::2]
         has_offsets = self._offsets is not None
@@ -272,6 +234,8 @@ class DBM(EnergyBased):
 
     def _block_weight(self) -> Tensor:
         sizes, weights = self.sizes, self.weights
+        if len(weights) == 1:  # no copy: every mean field of two hidden layers comes here
+            return weights[0]
         batch = broadcast_shapes([weight.shape[:-2] for weight in weights])
 
         def block(row: int, column: int) -> Tensor:
@@ -283,8 +247,7 @@ class DBM(EnergyBased):
 
         odd = range(1, len(sizes), 2)
         rows = [
-            torch.cat([block(row, column) for column in odd], -1)
-            for row in range(0, len(sizes), 2)
+            torch.cat([block(row, column) for column in odd], -1) for row in range(0, len(sizes), 2)
         ]
         return torch.cat(rows, -2)
 
@@ -356,16 +319,19 @@ class DBM(EnergyBased):
         r"""The factorised :math:`q(x_1) \cdots q(x_L)` closest to the posterior of the hidden layers, row by
         row, see :class:`~pyro_ebm.distributions.mean_field.MeanFieldSolver`.
 
-        :param Tensor v: visible states, or their means, shape ``(..., V)``.
+        A row that did not converge is reported in the result; unless ``max_updates`` was given, also by a
+        :class:`~pyro_ebm.distributions.MeanFieldWarning`. What a row comes to does not depend on the others.
+
+        :param Tensor v: visible states, or their means (grey levels), shape ``(..., V)``.
         :param start: means of the hidden layers to start from, shapes ``(..., size of layer l)``, such as
-            those that a recognition network gives; a bottom-up pass with doubled input [1] if None.
+            those that a recognition network gives; a bottom-up pass with doubled input [1] if None. Read are
+            those of :math:`x_2, x_4, \dots`; the others follow from these and from v.
         :param int max_updates: largest number of updates of all layers.
-        :param float tolerance: a row has converged when an update changes no natural parameter by more.
+        :param float tolerance: a row has converged when an update, without damping, changes no natural
+            parameter of :math:`x_1, x_3, \dots` by more.
         :param float damping: the part of the way that an update does not go.
         :param bool accelerate: whether to extrapolate where that does not lower the bound.
-        :raises ValueError: for a wrong shape, or a machine with a batch shape.
-
-        A row that did not converge is reported in the result and by a :class:`MeanFieldWarning`.
+        :raises ValueError: for a wrong shape, parameters with a batch shape, or (with ``validate_args``) NaN.
         """
         found = solve_mean_field(
             self,
@@ -379,8 +345,9 @@ class DBM(EnergyBased):
         if max_updates is None and not bool(found.converged.all()):
             number = int((~found.converged).sum())
             warnings.warn(
-                f"mean field: {number} of {found.converged.numel()} rows still move by "
-                f"up to {found.residual.max().item():.2g} after {self.max_mean_field_updates} updates",
+                f"mean field: {number} of {found.converged.numel()} rows still move by up to "
+                f"{found.residual.max().item():.2g} after {self.max_mean_field_updates} updates; their "
+                "bound holds but is not the best one (see max_mean_field_updates, mean_field_tolerance)",
                 MeanFieldWarning,
                 stacklevel=2,
             )
@@ -394,11 +361,14 @@ class DBM(EnergyBased):
         :param int layer: number of the layer, 0 for the visible one.
         :param neighbours: states of the layer below (unless ``layer`` is 0) and of the one above (unless it
             is the top).
+        :raises ValueError: if there is no such layer or neighbours do not fit.
         """
-        return self.units[layer].conditional(self.field(layer, neighbours))
+        field = self.field(layer, neighbours)
+        return self.units[layer].conditional(field)
 
     def field(self, layer: int, neighbours: Sequence[Tensor]) -> Tensor:
         """The field that the layers beside a layer exert on it, see :meth:`layer_given`."""
+        self._check_layer(layer)
         below = [] if layer == 0 else [layer - 1]
         above = [] if layer == self.depth else [layer + 1]
         beside = below + above
@@ -406,6 +376,11 @@ class DBM(EnergyBased):
             raise ValueError(f"layer {layer} has {len(beside)} neighbours, got {len(neighbours)}")
         total: Tensor | None = None
         for other, x in zip(beside, neighbours, strict=True):
+            if x.shape[-1:] != (self.sizes[other],):
+                raise ValueError(
+                    f"the neighbour of layer {layer} must have shape (..., {self.sizes[other]}), that of "
+                    f"layer {other}, got {tuple(x.shape)}"
+                )
             x = x.to(self.weights[0].dtype)
             if self._offsets is not None:
                 x = x - self._offsets[other]
@@ -414,6 +389,10 @@ class DBM(EnergyBased):
             total = part if total is None else total + part
         assert total is not None
         return total
+
+    def _check_layer(self, layer: int) -> None:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= self.depth:
+            raise ValueError(f"layer must be a whole number from 0 to {self.depth}, got {layer!r}")
 
     # --- sampling -----------------------------------------------------------------------------
 
@@ -464,12 +443,20 @@ class DBM(EnergyBased):
 
         :param Tensor field: t, shape ``(..., size of the layer)``.
         :param int layer: number of the layer, 0 for the visible one.
+        :raises ValueError: if there is no such layer or the field does not fit.
         """
+        self._check_layer(layer)
+        if field.shape[-1:] != (self.sizes[layer],):
+            raise ValueError(
+                f"field must have shape (..., {self.sizes[layer]}), got {tuple(field.shape)}"
+            )
         unit, constant = self.units[layer].tilt(field.to(self.weights[0].dtype))
         units = [*self.units[:layer], unit, *self.units[layer + 1 :]]
         if self._constant is not None:
             constant = constant + self._constant
-        return self._like(units, self.weights, self._offsets, constant)
+        new = self._like(units, self.weights, self._offsets, constant)
+        new._batch_shape = torch.broadcast_shapes(new.batch_shape, self.batch_shape)
+        return new
 
     def check_normalizable(self) -> None:
         """Refuse parameters for which Z may be infinite.

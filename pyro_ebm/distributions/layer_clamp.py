@@ -5,10 +5,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from pyro_ebm.distributions.units import Unit
 from pyro_ebm.ops.linear import apply_weight
@@ -57,18 +57,18 @@ def clamp_layers(
     value: Tensor | Mapping[int, Tensor],
 ) -> "DBM":
     """See :meth:`pyro_ebm.distributions.DBM.clamp`; the mask None is that of all units of a layer."""
-    masks = {0: mask} if isinstance(mask, Tensor) else dict(mask)
-    values = {0: value} if isinstance(value, Tensor) else dict(value)
+    masks, values = _by_layer("mask", mask), _by_layer("value", value)
     if set(masks) != set(values):
         raise ValueError(
-            f"mask and value must be of the same layers, got {sorted(masks)} and {sorted(values)}"
+            f"mask and value must be of the same layers, got {list(masks)} and {list(values)}"
         )
-    unknown = sorted(set(masks) - set(range(dbm.depth + 1)))
+    unknown = [number for number in masks if number not in range(dbm.depth + 1)]
     if unknown:
         raise ValueError(f"the layers are 0 to {dbm.depth}, got masks of {unknown}")
     layers = [_Layer(unit) for unit in dbm.units]
     for number in sorted(masks):
         layers[number] = _layer(dbm, number, masks[number], values[number])
+    batch = _broadcast(dbm.batch_shape, *(x.shape[:-1] for x in values.values()))
     for number in range(1, dbm.depth):
         if layers[number].free is None:
             raise ValueError(
@@ -93,7 +93,30 @@ def clamp_layers(
     offsets = None
     if dbm._offsets is not None:
         offsets = [layer.free_part(dbm._offsets[number]) for number, layer in kept]
-    return dbm._like(units, weights, offsets, constant)
+    new = dbm._like(units, weights, offsets, constant)
+    # As with one layer, also where the machine was expanded or nothing is fixed.
+    new._batch_shape = batch
+    return new
+
+
+def _broadcast(*shapes: Size) -> Size:
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError as error:
+        raise ValueError(
+            f"batch shapes of the machine and of values do not broadcast: {list(map(tuple, shapes))}"
+        ) from error
+
+
+def _by_layer(name: str, given: Any) -> dict[int, Any]:
+    """A tensor of the visible layer, or one for each of several layers."""
+    if isinstance(given, Tensor):
+        return {0: given}
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{name} must be a tensor or a dictionary of tensors by layer, got {type(given).__name__}"
+        )
+    return dict(given)
 
 
 def _layer(dbm: "DBM", number: int, mask: Tensor | None, value: Tensor) -> _Layer:
@@ -101,17 +124,16 @@ def _layer(dbm: "DBM", number: int, mask: Tensor | None, value: Tensor) -> _Laye
     unit, like = dbm.units[number], dbm.weights[0]
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (unit.size,):
-            got = (mask.dtype, tuple(mask.shape)) if isinstance(mask, Tensor) else mask
             raise ValueError(
-                f"mask of layer {number} must be boolean of shape ({unit.size},), got {got}"
+                f"mask of layer {number} must be boolean of shape ({unit.size},), got {_shown(mask)}"
             )
         mask = mask.to(like.device)
-        if not bool(mask.any()):
-            return _Layer(unit)
-    if value.shape[-1:] != (unit.size,):
+    if not isinstance(value, Tensor) or value.shape[-1:] != (unit.size,):
         raise ValueError(
-            f"value of layer {number} must have shape (..., {unit.size}), got {tuple(value.shape)}"
+            f"value of layer {number} must have shape (..., {unit.size}), got {_shown(value)}"
         )
+    if mask is not None and not bool(mask.any()):
+        return _Layer(unit)
     whole = mask is None or bool(mask.all())
     if whole:
         layer = _Layer(None, unit, value.to(like))
@@ -120,6 +142,11 @@ def _layer(dbm: "DBM", number: int, mask: Tensor | None, value: Tensor) -> _Laye
         layer = _Layer(unit.select(~mask), unit.select(mask), value.to(like)[..., mask], mask)
     _check_values(dbm, number, layer)
     return layer
+
+
+def _shown(x: Any) -> str:
+    """What was given, for a message."""
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
 
 
 def _check_values(dbm: "DBM", number: int, layer: _Layer) -> None:

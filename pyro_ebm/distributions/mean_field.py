@@ -14,8 +14,8 @@ __all__ = ["MeanFieldSolution", "MeanFieldSolver"]
 
 #: Updates between two looks at which rows are done, each of which waits for the device.
 _CHECK_EVERY = 5
-#: Rows are thrown out when at most this part of them still moves.
-_COMPACT_BELOW = 0.75
+#: Updates before the acceleration, which costs half as much again: most rows need no more than these.
+_PLAIN_UPDATES = 10
 #: Largest step of the acceleration, in units of the plain one.
 _MAX_EXTRAPOLATION = 20.0
 
@@ -28,8 +28,8 @@ class MeanFieldSolution:
     :param Tensor hidden_theta: those of the hidden side, shape ``(rows, H)``: the field of the visible means,
         so that q of this side is optimal.
     :param Tensor bound: :math:`E_q[-E] + H(q) \le \log Z`, shape ``(rows,)``.
-    :param Tensor residual: by how much the next update would change a natural parameter at most, shape
-        ``(rows,)``.
+    :param Tensor residual: by how much the last update, without damping, changed a natural parameter of
+        the visible side at most, shape ``(rows,)``.
     :param Tensor converged: whether that is at most the tolerance, shape ``(rows,)``.
     :param Tensor num_updates: updates of both sides that a row took, shape ``(rows,)``.
     """
@@ -57,11 +57,13 @@ class MeanFieldSolver:
     does not either: L falls by a Kullback-Leibler divergence to the optimum of its side, which decreases
     along straight lines of natural parameters.
 
-    **Acceleration.** After two updates a row extrapolates by the secant of its last two steps (Anderson's
-    method of depth one). A row whose bound would fall takes the plain step instead, so that the
-    bound of accepted states never decreases.
+    **Acceleration.** After ten updates a row extrapolates by the secant of its last two steps (Anderson's
+    method of depth one). A row whose bound would fall goes back and takes the plain step instead, so that
+    the bound of accepted states never decreases. A plain step is always taken: no rounding of the bound
+    can hold a row up.
 
-    **Cost.** Rows that have converged are taken out of the products.
+    **Cost.** An update is two products, one with the weight and one with its transpose. Rows that have
+    converged are taken out of them, every few updates; what a row comes to does not depend on the others.
 
     :param RBM machine: the machine; its layers may have one batch axis, the rows, its weight has none.
     :raises ValueError: if the weight has a batch shape.
@@ -111,28 +113,31 @@ class MeanFieldSolver:
 
         :param Tensor theta: where the visible side starts, shape ``(rows, V)``.
         :param int max_updates: largest number of updates of a row.
-        :param float tolerance: a row is done when an update changes no natural parameter by more.
+        :param float tolerance: a row is done when an update (without damping) changes no natural parameter
+            of the visible side by more.
         :param float damping: the part of the way that an update does not go, in [0, 1).
         :param bool accelerate: whether to extrapolate.
         """
-        rows = len(theta)
-        active = torch.arange(rows, device=theta.device)
-        done = _Store(rows, theta)
+        active = torch.arange(len(theta), device=theta.device)
+        done = _Store(theta)
         state = _State(theta, self._terms)
         for update in range(max_updates):
-            self._update(state, damping, accelerate and update > 0)
-            last = update == max_updates - 1
-            if not last and (update + 1) % _CHECK_EVERY and update > 0:
+            self._update(state, damping, accelerate and update >= _PLAIN_UPDATES)
+            last = update + 1 == max_updates
+            if update > 0 and (update + 1) % _CHECK_EVERY and not last:
                 continue
-            moving = state.residual > tolerance
-            number = int(moving.sum())
-            if number == 0 or last:
+            state.residual = state.step.abs().amax(-1) / (1.0 - damping)
+            if last:
                 break
-            if number <= _COMPACT_BELOW * len(active):
-                done.put(active[~moving], state, ~moving)
-                active = active[moving]
-                state = state.take(moving)
-        done.put(active, state, None)
+            # A row of NaN does not move: it is done, and has not converged.
+            moving = (state.residual > tolerance).nonzero().squeeze(-1)
+            if len(moving) < len(active):
+                # The others are written again later.
+                done.put(active, state)
+                active, state = active[moving], state.take(moving)
+            if not len(moving):
+                break
+        done.put(active, state)
         bound, hidden_theta = self.evaluate(done.theta)
         return MeanFieldSolution(
             done.theta,
@@ -145,14 +150,25 @@ class MeanFieldSolver:
 
     def _update(self, state: "_State", damping: float, accelerate: bool) -> None:
         """One update of all rows of a state."""
-        bound, hidden_theta = self._evaluate(state.trial, state.terms)
+        bound = None
+        if accelerate:
+            bound, hidden_theta = self._evaluate(state.trial, state.terms)
+        else:
+            mean = self._visible.natural_mean(state.trial)
+            hidden_theta = _affine(mean, self._weight, state.terms.hidden_bias)
         hidden_mean = self._hidden.natural_mean(hidden_theta)
         image = _affine(hidden_mean, self._weight.mT, state.terms.bias)
-        if damping:
-            image = torch.lerp(image, state.trial, damping)
         step = image - state.trial
-        state.accept(bound, image, step)
-        state.propose(accelerate)
+        if damping:
+            step = step * (1.0 - damping)
+            image = state.trial + step
+        state.num_updates += 1
+        if bound is None:
+            state.image = state.trial = image
+            state.step = step
+        else:
+            state.accept(bound, image, step)
+            state.propose()
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -177,69 +193,70 @@ class _Terms:
 
 
 class _State:
-    """Where rows stand: the last state that was accepted, its image, and what is tried next."""
+    """Where rows stand: the image of the last state that was accepted, the step to it, and what is tried
+    next."""
 
     def __init__(self, trial: Tensor, terms: _Terms) -> None:
         self.trial = trial
         self.terms = terms
-        self.theta = trial
-        self.image = trial
-        self.step = torch.zeros_like(trial)
+        # Of the last accepted state; none before the first update.
+        self.image: Tensor | None = None
+        self.step: Tensor = trial
+        # From the accepted state before it; zero where the last trial was refused.
         self.change: Tensor | None = None
         self.image_change: Tensor | None = None
+        #: Whether the trial is the plain step.
+        self.plain = trial.new_ones(len(trial), dtype=torch.bool)
         self.bound = trial.new_full((len(trial),), -torch.inf)
         self.residual = trial.new_full((len(trial),), torch.inf)
-        self.num_updates = torch.zeros(len(trial), dtype=torch.long, device=trial.device)
-        self.accepted: Tensor | None = None
+        self.num_updates = 0
 
     def accept(self, bound: Tensor, image: Tensor, step: Tensor) -> None:
-        """Go to the states that were tried, except where the bound has fallen."""
-        self.num_updates += 1
-        if self.accepted is None:
-            self.accepted = torch.ones_like(bound, dtype=torch.bool)
-        else:
+        """Go to the states that were tried, except where an extrapolation has lowered the bound."""
+        if self.image is not None:
             slack = 8 * torch.finfo(bound.dtype).eps * bound.abs()
-            self.accepted = bound >= self.bound - slack
-        take = self.accepted.unsqueeze(-1)
-        self.change = torch.where(take, step - self.step, 0.0)
-        self.image_change = torch.where(take, image - self.image, 0.0)
-        self.theta = torch.where(take, self.trial, self.theta)
-        self.image = torch.where(take, image, self.image)
-        self.step = torch.where(take, step, self.step)
-        self.bound = torch.where(self.accepted, bound, self.bound)
-        self.residual = self.step.abs().amax(-1)
+            accepted = (self.plain | (bound >= self.bound - slack)).unsqueeze(-1)
+            step = torch.where(accepted, step, self.step)
+            image = torch.where(accepted, image, self.image)
+            self.change = step - self.step
+            self.image_change = image - self.image
+        self.image, self.step = image, step
+        # The best one, so that no sum of slacks adds up; fmax passes over NaN of a wild extrapolation.
+        self.bound = torch.fmax(self.bound, bound)
 
-    def propose(self, accelerate: bool) -> None:
+    def propose(self) -> None:
         """The next states: the images, or beyond them where the last steps say so."""
+        assert self.image is not None
         self.trial = self.image
-        if not accelerate or self.change is None or self.image_change is None:
+        if self.change is None or self.image_change is None:
             return
-        length = self.change.square().sum(-1, keepdim=True)
-        share = (self.step * self.change).sum(-1, keepdim=True) / length
+        length = self.change.square().sum(-1)
+        share = (self.step * self.change).sum(-1) / length
         share = torch.where(length > 0, share, 0.0).clamp(-_MAX_EXTRAPOLATION, 1.0)
-        self.trial = self.image - share * self.image_change
+        self.plain = share == 0
+        self.trial = torch.addcmul(self.image, share.unsqueeze(-1), self.image_change, value=-1.0)
 
     def take(self, rows: Tensor) -> "_State":
         """Some of the rows."""
         new = _State(self.trial[rows], self.terms.take(rows))
-        for name in ("theta", "image", "step", "bound", "residual", "num_updates"):
-            setattr(new, name, getattr(self, name)[rows])
-        for name in ("change", "image_change", "accepted"):
+        for name in ("image", "step", "change", "image_change", "plain", "bound", "residual"):
             value = getattr(self, name)
             setattr(new, name, None if value is None else value[rows])
+        new.num_updates = self.num_updates
         return new
 
 
 class _Store:
-    """Rows that are done, in their places."""
+    """What rows have come to, in their places."""
 
-    def __init__(self, rows: int, like: Tensor) -> None:
+    def __init__(self, like: Tensor) -> None:
         self.theta = torch.empty_like(like)
-        self.residual = like.new_empty(rows)
-        self.num_updates = torch.zeros(rows, dtype=torch.long, device=like.device)
+        self.residual = like.new_empty(len(like))
+        self.num_updates = torch.zeros(len(like), dtype=torch.long, device=like.device)
 
-    def put(self, places: Tensor, state: _State, which: Tensor | None) -> None:
-        # The image is one update further, at no cost.
-        for own, name in (("theta", "image"), ("residual",) * 2, ("num_updates",) * 2):
-            value = getattr(state, name)
-            getattr(self, own)[places] = value if which is None else value[which]
+    def put(self, places: Tensor, state: _State) -> None:
+        # The image is one update further than what was accepted, at no cost.
+        assert state.image is not None
+        self.theta[places] = state.image
+        self.residual[places] = state.residual
+        self.num_updates[places] = state.num_updates

@@ -15,7 +15,7 @@ from pyro_ebm.distributions.mean_field import MeanFieldSolver
 if TYPE_CHECKING:
     from pyro_ebm.distributions.dbm import DBM
 
-__all__ = ["MeanField", "MeanFieldWarning", "solve_mean_field"]
+__all__ = ["MeanField", "MeanFieldWarning", "check_options", "solve_mean_field"]
 
 
 class MeanFieldWarning(UserWarning):
@@ -30,8 +30,9 @@ class MeanField:
         ``(..., size of layer l)``.
     :param thetas: their natural parameters, which say all about q.
     :param Tensor bound: :math:`E_q[-E(v, x)] + H(q) \le \log p^*(v)`, shape ``(...)``; differentiable in
-        the machine's parameters.
-    :param Tensor residual: by how much a last update changed a natural parameter at most.
+        the machine's parameters, and in v, with q held.
+    :param Tensor residual: by how much the last update changed a natural parameter of the layers
+        :math:`x_1, x_3, \dots` at most; the layers between them are at their optimum for these.
     :param Tensor converged: whether that is at most the tolerance.
     :param Tensor num_updates: updates of all layers that a row took.
     """
@@ -55,8 +56,10 @@ def solve_mean_field(
     accelerate: bool = True,
 ) -> MeanField:
     """See :meth:`pyro_ebm.distributions.DBM.mean_field`, which also warns."""
-    _check(dbm, v, max_updates, tolerance, damping)
-    rows = v.to(dbm.weights[0]).reshape(-1, v.shape[-1])
+    check_options(max_updates, tolerance)
+    _check(dbm, v, damping)
+    # Not -1: there may be no rows at all.
+    rows = v.to(dbm.weights[0]).reshape(v.shape[:-1].numel(), v.shape[-1])
     batch = v.shape[:-1]
     if dbm.depth == 1:
         return _exact(dbm, rows, batch)
@@ -73,8 +76,10 @@ def solve_mean_field(
         damping=damping,
         accelerate=accelerate,
     )
-    # Once more with gradients of the parameters: q is held, where the bound is stationary in it.
-    bound, _ = solver.evaluate(found.visible_theta)
+    bound = found.bound
+    if torch.is_grad_enabled():
+        # Once more with gradients of the parameters: q is held, where the bound is stationary in it.
+        bound, _ = solver.evaluate(found.visible_theta)
     odd = found.visible_theta.split(dbm.sizes[1::2], -1)
     even = found.hidden_theta.split(dbm.sizes[2::2], -1)
     thetas = tuple(even[i // 2] if i % 2 else odd[i // 2] for i in range(dbm.depth))
@@ -82,7 +87,7 @@ def solve_mean_field(
         means = [unit.natural_mean(t) for unit, t in zip(dbm.units[1:], thetas, strict=True)]
 
     def shaped(x: Tensor) -> Tensor:
-        return x.reshape(*batch, *x.shape[1:])
+        return x.reshape(batch + x.shape[1:])
 
     return MeanField(
         tuple(shaped(mean) for mean in means),
@@ -91,19 +96,43 @@ def solve_mean_field(
     )
 
 
-def _check(dbm: "DBM", v: Tensor, max_updates: int, tolerance: float, damping: float) -> None:
-    if dbm.batch_shape:
+def check_options(max_updates: int, tolerance: float, prefix: str = "") -> None:
+    """Refuse impossible options.
+
+    :param str prefix: what stands before the names of the arguments in messages.
+    """
+    max_name, tolerance_name = "max_updates", "tolerance"
+    if prefix:
+        max_name, tolerance_name = f"max_{prefix}updates", f"{prefix}tolerance"
+    if isinstance(max_updates, bool) or not isinstance(max_updates, int) or max_updates < 1:
+        raise ValueError(f"{max_name} must be a whole number >= 1, got {max_updates!r}")
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise ValueError(f"{tolerance_name} must be a number >= 0, got {tolerance!r}")
+
+
+def _check(dbm: "DBM", v: Tensor, damping: float) -> None:
+    if dbm.parameter_batch_shape:
         raise ValueError(
-            f"mean field takes a machine without a batch shape, got {tuple(dbm.batch_shape)}"
+            "mean field takes a machine whose parameters have no batch shape, got "
+            f"{tuple(dbm.parameter_batch_shape)}"
         )
+    if not isinstance(v, Tensor):
+        raise TypeError(f"v must be a tensor, got {type(v).__name__}")
     if v.shape[-1:] != dbm.event_shape:
         raise ValueError(f"v must have shape (..., {dbm.event_shape[0]}), got {tuple(v.shape)}")
-    if max_updates < 1:
-        raise ValueError(f"max_updates must be at least 1, got {max_updates}")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be a number >= 0, got {tolerance}")
-    if not 0 <= damping < 1:
-        raise ValueError(f"damping must be in [0, 1), got {damping}")
+    if not isinstance(damping, int | float) or not 0 <= damping < 1:
+        raise ValueError(f"damping must be a number in [0, 1), got {damping!r}")
+    if dbm._validate_args:
+        _check_finite("v", v)
+
+
+def _check_finite(name: str, x: Tensor) -> None:
+    finite = torch.isfinite(x).all(-1)
+    if not bool(finite.all()):
+        number = int((~finite).sum())
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinity in {number} of {finite.numel()} rows"
+        )
 
 
 def _free_of_checks(dbm: "DBM") -> "DBM":
@@ -114,11 +143,13 @@ def _free_of_checks(dbm: "DBM") -> "DBM":
 def _exact(dbm: "DBM", rows: Tensor, batch: torch.Size) -> MeanField:
     """One hidden layer: q is the posterior."""
     machine = dbm.bipartite()
-    theta = dbm.units[1].theta(machine.hidden_field(rows)).detach()
-    zeros = rows.new_zeros(batch)
+    with torch.no_grad():
+        theta = dbm.units[1].theta(machine.hidden_field(rows)).reshape(*batch, dbm.sizes[1])
+        mean = dbm.units[1].natural_mean(theta)
+    zeros = torch.zeros_like(theta[..., 0])
     return MeanField(
-        (dbm.units[1].natural_mean(theta).detach().reshape(*batch, -1),),
-        (theta.reshape(*batch, -1),),
+        (mean,),
+        (theta,),
         -machine.free_energy(rows).reshape(batch),
         zeros,
         torch.ones_like(zeros, dtype=torch.bool),
@@ -134,12 +165,14 @@ def _first_means(dbm: "DBM", rows: Tensor, start: Sequence[Tensor] | None) -> li
             raise ValueError(f"start must be means of {dbm.depth} layers, got {len(start)}")
         means = []
         for number, (mean, size) in enumerate(zip(start, dbm.sizes[1:], strict=True)):
-            if mean.shape[-1:] != (size,) or mean[..., 0].numel() != len(rows):
+            if mean.shape[-1:] != (size,) or mean.shape[:-1].numel() != len(rows):
                 raise ValueError(
                     f"start[{number}] must have shape (..., {size}) for {len(rows)} rows, got "
                     f"{tuple(mean.shape)}"
                 )
-            means.append(mean.to(rows).reshape(-1, size))
+            if dbm._validate_args:
+                _check_finite(f"start[{number}]", mean)
+            means.append(mean.to(rows).reshape(len(rows), size))
         return means
     means, below = [], rows
     for layer in range(1, dbm.depth + 1):

@@ -12,6 +12,7 @@ except ImportError as error:
 
 from pyro_ebm.estimators.bernoulli import BernoulliRBM
 from pyro_ebm.estimators.classification import ClassificationRBM
+from pyro_ebm.estimators.deep import DeepBoltzmannMachine
 from pyro_ebm.estimators.gaussian import GaussianRBM
 
-__all__ = ["BernoulliRBM", "ClassificationRBM", "GaussianRBM"]
+__all__ = ["BernoulliRBM", "ClassificationRBM", "DeepBoltzmannMachine", "GaussianRBM"]

@@ -14,7 +14,6 @@ from sklearn.utils import check_random_state
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
-from pyro_ebm.distributions import RBM
 from pyro_ebm.estimators.arrays import by_block
 from pyro_ebm.estimators.options import plain, trainer_config
 from pyro_ebm.training import Trainer
@@ -26,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 
 class TrainedEstimator(BaseEstimator):
-    """An RBM that :class:`~pyro_ebm.training.Trainer` trains, as an estimator of scikit-learn.
+    """A machine that :class:`~pyro_ebm.training.Trainer` trains, as an estimator of scikit-learn.
 
     Subclasses have the arguments of :class:`~pyro_ebm.estimators.BernoulliRBM` that are used here, and
     say what their visible layer is.
@@ -35,7 +34,7 @@ class TrainedEstimator(BaseEstimator):
     # --- what a subclass says -----------------------------------------------------------------
 
     @abstractmethod
-    def _make_module(self, X: Any, seed: int) -> nn.RBM:
+    def _make_module(self, X: Any, seed: int) -> nn.RBM | nn.DBM:
         """A module with initial parameters for the first data, of their dtype."""
 
     @abstractmethod
@@ -58,7 +57,7 @@ class TrainedEstimator(BaseEstimator):
         config = trainer_config(self.get_params(deep=False), self._draw_seed())
         if not go_on:
             return Trainer(self._make_module(X, self._draw_seed()), config)
-        got, expected = plain(self.n_components), self._weight.shape[1]
+        got, expected = self._num_hidden(), self._fitted_num_hidden()
         if got != expected:
             raise ValueError(f"n_components must stay {expected} with warm_start, got {got}")
         return Trainer(self.module_, config)
@@ -76,12 +75,20 @@ class TrainedEstimator(BaseEstimator):
         """Arguments that all modules have."""
         return {
             "num_visible": X.shape[1],
-            "num_hidden": plain(self.n_components),
+            "num_hidden": self._num_hidden(),
             "centered": plain(self.centered),
             "seed": seed,
             "dtype": torch.from_numpy(np.empty(0, X.dtype)).dtype,
             "device": self.device,
         }
+
+    def _num_hidden(self) -> Any:
+        """The hidden units that were asked for."""
+        return plain(self.n_components)
+
+    def _fitted_num_hidden(self) -> Any:
+        """The hidden units that the module has."""
+        return self._weight.shape[1]
 
     def _draw_seed(self) -> int:
         return int(self.random_state_.randint(2**31 - 1))
@@ -99,9 +106,8 @@ class TrainedEstimator(BaseEstimator):
         return self.module_.get_parameter("weight").detach()
 
     @torch.no_grad()
-    def _distribution(self, **options: Any) -> RBM:
-        distribution: RBM = self.module_(validate_args=False, **options)
-        return distribution.detach()
+    def _distribution(self, **options: Any) -> Any:
+        return self.module_(validate_args=False, **options).detach()
 
     def _by_block(self, function: Callable[[Tensor], Tensor], X: Any) -> Array:
         """Results of a function of states for rows of the data."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_ebm import nn
 from pyro_ebm.estimators.arrays import check_labelled_rows, check_rows, data_tensor
 from pyro_ebm.estimators.base import Array, TrainedEstimator
-from pyro_ebm.estimators.bernoulli import check_rates
+from pyro_ebm.estimators.bit_rows import check_rates
 from pyro_ebm.estimators.standardizing import Standardizing
 from pyro_ebm.training import Trainer
 

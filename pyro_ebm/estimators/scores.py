@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.infer import (
     estimate_log_partition,
     exact_log_partition,
@@ -46,10 +46,12 @@ def check_scoring(scoring: Any, options: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"scoring_options has {unknown}, which scoring={scoring!r} does not take")
 
 
-def row_scores(dist: RBM, rows: Tensor, scoring: str, options: Mapping[str, Any] | None) -> Tensor:
+def row_scores(
+    dist: RBM | DBM, rows: Tensor, scoring: str, options: Mapping[str, Any] | None
+) -> Tensor:
     """The score of every row, in nats.
 
-    :param RBM dist: the machine.
+    :param dist: the machine; of a deep one "ais" has the variational bound of :math:`\\log p^*(v)`.
     :param Tensor rows: states of its visible layer, shape ``(rows, V)``.
     :param str scoring: "pseudo" for the pseudo-log-likelihood; the log-likelihood with log Z by annealed
         importance sampling ("ais") or by enumeration ("exact").
@@ -59,9 +61,23 @@ def row_scores(dist: RBM, rows: Tensor, scoring: str, options: Mapping[str, Any]
     """
     options = options or {}
     with torch.no_grad():
+        if isinstance(dist, DBM):
+            return _deep_scores(dist, rows, scoring, options)
         if scoring == "pseudo":
             return pseudo_log_likelihood(dist, rows)
         if scoring == "exact":
             return log_likelihood(dist, rows, exact_log_partition(dist, **options))
         estimate = estimate_log_partition(dist, **{**_AIS_OPTIONS, **options})
         return log_likelihood(dist, rows, estimate)
+
+
+def _deep_scores(dist: DBM, rows: Tensor, scoring: str, options: Mapping[str, Any]) -> Tensor:
+    """The bound with log Z by annealing, or the exact log-likelihood."""
+    machine = dist.bipartite()
+    if scoring == "ais":
+        estimate = estimate_log_partition(machine, **{**_AIS_OPTIONS, **options})
+        return -dist.free_energy(rows).double() - torch.as_tensor(estimate.value).double()
+    log_z = exact_log_partition(machine, **options)
+    if dist.depth == 1:
+        return -dist.free_energy(rows) - log_z
+    return exact_log_partition(dist.posterior(rows).bipartite(), **options) - log_z

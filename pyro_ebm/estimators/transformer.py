@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
-from torch import Tensor
+from torch import Generator, Tensor
 
 from pyro_ebm.distributions import GibbsSweep
 from pyro_ebm.estimators.arrays import FLOATS, by_block, check_rows, data_tensor
@@ -21,8 +21,10 @@ __all__ = ["RBMTransformer"]
 
 
 class RBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TrainedEstimator):
-    """An RBM as a transformer of scikit-learn, whose features are the hidden means."""
+    """A machine as a transformer of scikit-learn, whose features are the hidden means."""
 
+    #: The argument that says how many columns :meth:`transform` makes.
+    _output_argument = "n_components"
     #: Scores that ``scoring`` may name.
     _scorings: tuple[str, ...] = ("pseudo", "ais", "exact")
 
@@ -46,6 +48,22 @@ class RBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TrainedE
 
     def _check_arguments(self) -> None:
         check_scoring(self.scoring, self.scoring_options, self._scorings)
+
+    # --- the machine ---------------------------------------------------------------------------
+
+    def _features(self, dist: Any, v: Tensor) -> Tensor:
+        """Means of the hidden layer that is the output."""
+        mean: Tensor = dist.hidden.mean(dist.hidden_field(v))
+        return mean
+
+    def _visible_mean(self, dist: Any, h: Tensor) -> Tensor:
+        """Means of the visible layer given the hidden layer that is the output."""
+        mean: Tensor = dist.visible.mean(dist.visible_field(h))
+        return mean
+
+    def _run_chains(self, dist: Any, v: Tensor, num_steps: int, generator: Generator) -> Tensor:
+        """Visible states of chains of block Gibbs that start at rows."""
+        return GibbsSweep(dist, generator).run(v, num_steps)
 
     # --- fit ----------------------------------------------------------------------------------
 
@@ -104,7 +122,7 @@ class RBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TrainedE
         :returns: shape ``(n_samples, n_components)``.
         """
         X, dist = self._checked(X), self._distribution()
-        return self._by_block(lambda v: dist.hidden.mean(dist.hidden_field(v)), X)
+        return self._by_block(lambda v: self._features(dist, v), X)
 
     def inverse_transform(self, X: Any) -> Array:
         """Means of the features given hidden states or means, :math:`E[v | h]`.
@@ -115,17 +133,17 @@ class RBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TrainedE
         """
         check_is_fitted(self)
         X, dist = check_array(X, dtype=FLOATS), self._distribution()
-        num_hidden = dist.hidden.size
+        num_hidden = self._n_features_out
         if X.shape[1] != num_hidden:
             raise ValueError(
-                f"X must have n_components={num_hidden} columns, hidden states or their means, "
-                f"got {X.shape[1]}"
+                f"X must have {self._output_argument}={num_hidden} columns, hidden states or their "
+                f"means, got {X.shape[1]}"
             )
 
         def mean(h: Tensor) -> Tensor:
-            return self._from_states(dist.visible.mean(dist.visible_field(h)))
+            return self._from_states(self._visible_mean(dist, h))
 
-        return by_block(mean, X, dist.weight, dist.visible.size)
+        return by_block(mean, X, self._weight, self.n_features_in_)
 
     # --- energies and scores ------------------------------------------------------------------
 
@@ -166,8 +184,10 @@ class RBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TrainedE
         """
         n_steps = _check_count("n_steps", n_steps, least=0)
         X, dist = self._checked(X), self._distribution()
-        sweep = GibbsSweep(dist, self._generator(random_state))
-        return self._by_block(lambda v: self._from_states(sweep.run(v, n_steps)), X)
+        generator = self._generator(random_state)
+        return self._by_block(
+            lambda v: self._from_states(self._run_chains(dist, v, n_steps, generator)), X
+        )
 
     def sample(self, n_samples: int = 1, n_steps: int = 1000, *, random_state: Any = None) -> Array:
         """Draws of the model, independent of each other.
@@ -204,4 +224,4 @@ def _check_count(name: str, value: Any, least: int) -> int:
 
 
 def _dtype(trainer: Trainer) -> torch.dtype:
-    return trainer.module.get_parameter("weight").dtype
+    return next(trainer.module.parameters()).dtype

@@ -3,6 +3,7 @@
 
 """What is done with a Boltzmann machine: sampling, log Z, objectives."""
 
+from pyro_ebm.infer.belief_network import belief_network_log_likelihood
 from pyro_ebm.infer.conditional import (
     BayesClassifier,
     ClassificationBounds,
@@ -17,6 +18,7 @@ from pyro_ebm.infer.conditional import (
 from pyro_ebm.infer.contrastive import ContrastiveDivergence
 from pyro_ebm.infer.log_partition import (
     AIS,
+    DeepLogLikelihood,
     LogLikelihoodEstimate,
     LogPartitionBracket,
     LogPartitionComparison,
@@ -30,6 +32,7 @@ from pyro_ebm.infer.log_partition import (
     bracket_log_partition,
     combine_estimates,
     compare_log_partition,
+    deep_log_likelihood,
     estimate_log_partition,
     exact_log_partition,
     exact_moments,
@@ -81,6 +84,7 @@ __all__ = [
     "Completions",
     "ConditionalLikelihood",
     "ContrastiveDivergence",
+    "DeepLogLikelihood",
     "DiscreteGibbs",
     "DiscreteLangevin",
     "Gibbs",
@@ -103,6 +107,7 @@ __all__ = [
     "VectorizedMCMC",
     "absent_log_likelihood",
     "absent_log_partition",
+    "belief_network_log_likelihood",
     "bennett_acceptance_ratio",
     "bidirectional_log_partition",
     "bracket_log_partition",
@@ -113,6 +118,7 @@ __all__ = [
     "conditional_log_likelihood",
     "conditional_log_partition",
     "conditional_nll",
+    "deep_log_likelihood",
     "estimate_log_partition",
     "exact_log_partition",
     "exact_moments",

@@ -10,6 +10,7 @@ from pyro_ebm.nn.nbm_presets import ConditionalRBM, FactoredConditionalRBM, pape
 from pyro_ebm.nn.paste import paste_rbms, tile_rbm
 from pyro_ebm.nn.rbm import RBM
 from pyro_ebm.nn.serialization import ModelFileError, load, save
+from pyro_ebm.nn.tied_rbm import TiedRBM
 
 __all__ = [
     "DBM",
@@ -19,6 +20,7 @@ __all__ = [
     "FactoredConditionalRBM",
     "ModelFileError",
     "NeuralBoltzmannMachine",
+    "TiedRBM",
     "load",
     "paper_nbm",
     "paste_rbms",

@@ -4,11 +4,12 @@
 """The owner of a deep Boltzmann machine's parameters."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
+from pyro.nn import PyroModule
 from torch import Generator, Tensor
 from torch.nn import ModuleList, Parameter, ParameterList
 
@@ -19,6 +20,9 @@ from pyro_ebm.nn.rbm import RBM
 from pyro_ebm.nn.unit_parameters import UnitParameters, check_seed_and_dtype, is_whole
 
 __all__ = ["DBM"]
+
+#: Rows whose mean field is found at once.
+_BLOCK_ROWS = 4096
 
 
 class DBM(LocalModule):
@@ -57,6 +61,9 @@ class DBM(LocalModule):
     torch.Size([5, 6])
     """
 
+    layers: ModuleList
+    weights: ParameterList
+
     def __init__(
         self,
         num_visible: int,
@@ -81,13 +88,13 @@ class DBM(LocalModule):
             *_by_layer("hidden_options", hidden_options or {}, Mapping, len(sizes) - 1),
         ]
         factory: dict[str, Any] = {"dtype": dtype, "device": device}
-        self.layers = ModuleList(
+        layers = [
             UnitParameters(family, size, own, **factory)
             for family, size, own in zip(families, sizes, options, strict=True)
-        )
-        self.weights = ParameterList(
-            Parameter(torch.empty(below, above, **factory)) for below, above in pairwise(sizes)
-        )
+        ]
+        weights = [Parameter(torch.empty(*pair, **factory)) for pair in pairwise(sizes)]
+        self.layers = _pyro_list(ModuleList, layers)
+        self.weights = _pyro_list(ParameterList, weights)
         self.centered = centered
         self.weight_scale = weight_scale
         self.seed = seed
@@ -122,9 +129,10 @@ class DBM(LocalModule):
     @property
     def visible(self) -> UnitParameters:
         """The visible layer."""
-        layer = self.layers[0]
-        assert isinstance(layer, UnitParameters)
-        return layer
+        return self._unit_parameters()[0]
+
+    def _unit_parameters(self) -> list[UnitParameters]:
+        return [layer for layer in self.layers if isinstance(layer, UnitParameters)]
 
     @property
     def offsets(self) -> tuple[Tensor, ...]:
@@ -135,7 +143,7 @@ class DBM(LocalModule):
 
     def config(self) -> dict[str, Any]:
         """The arguments that make an equal module, JSON types only."""
-        visible, *hidden = self.layers
+        visible, *hidden = self._unit_parameters()
         return {
             "num_visible": self.sizes[0],
             "num_hidden": list(self.sizes[1:]),
@@ -161,6 +169,56 @@ class DBM(LocalModule):
             **options,
         )
 
+    # --- what it says of data -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def transform(self, v: Tensor, layer: int = -1, **options: Any) -> Tensor:
+        """Mean-field means of a hidden layer given rows: features. Nothing random, no chains.
+
+        :param Tensor v: visible states or their means, shape ``(rows, num_visible)``.
+        :param int layer: number of the hidden layer, 1 for the lowest one; or -1 for the top one and so on.
+        :param options: of :meth:`pyro_ebm.distributions.DBM.mean_field`.
+        :returns: shape ``(rows, size of the layer)``.
+        :raises ValueError: for a layer that there is not, or another shape.
+        """
+        number = layer if layer >= 0 else self.depth + 1 + layer
+        if not 1 <= number <= self.depth:
+            raise ValueError(
+                f"layer must be a hidden one, 1 to {self.depth} or -{self.depth} to -1, got {layer}"
+            )
+        return self._by_block(
+            v, lambda dist, rows: dist.mean_field(rows, **options).means[number - 1]
+        )
+
+    @torch.no_grad()
+    def reconstruct(self, v: Tensor, **options: Any) -> Tensor:
+        """Means of the visible layer given the mean-field means of the lowest hidden layer.
+
+        :param Tensor v: visible states or their means, shape ``(rows, num_visible)``.
+        :param options: of :meth:`pyro_ebm.distributions.DBM.mean_field`.
+        :returns: the shape of ``v``.
+        :raises ValueError: for another shape.
+        """
+
+        def mean(dist: distributions.DBM, rows: Tensor) -> Tensor:
+            first = dist.mean_field(rows, **options).means[0]
+            return dist.units[0].mean(dist.field(0, [first]))
+
+        return self._by_block(v, mean)
+
+    def _by_block(
+        self, v: Tensor, function: Callable[[distributions.DBM, Tensor], Tensor]
+    ) -> Tensor:
+        """Results of a function of rows, computed block by block."""
+        if v.dim() != 2 or v.shape[1] != self.sizes[0] or not len(v):
+            raise ValueError(
+                f"v must have shape (rows >= 1, {self.sizes[0]}), got {tuple(v.shape)}"
+            )
+        # Inputs may be means: grey levels are no states of bits.
+        dist = self(validate_args=False).detach()
+        parts = [function(dist, rows.to(self.weights[0])) for rows in v.split(_BLOCK_ROWS)]
+        return torch.cat(parts)
+
     # --- where it starts ----------------------------------------------------------------------
 
     @torch.no_grad()
@@ -176,7 +234,11 @@ class DBM(LocalModule):
 
     @torch.no_grad()
     def init_from_rbms(
-        self, modules: Sequence[RBM], *, doubled: Sequence[bool] | None = None
+        self,
+        modules: Sequence[RBM],
+        *,
+        doubled: Sequence[bool] | None = None,
+        lower_share: float = 0.5,
     ) -> "DBM":
         r"""Put a stack of machines together, each of which was trained on the hidden layer of the one below.
 
@@ -185,6 +247,7 @@ class DBM(LocalModule):
         one with twice the input from below, the topmost one with twice that from above, are used as they
         are; those in between, which were not, are halved. Biases of a layer are the means of the
         two that the machines have for it (the lowest visible and the topmost hidden ones are whole).
+        :func:`pyro_ebm.training.pretrain` trains such machines and calls this.
 
         **References**
 
@@ -193,11 +256,12 @@ class DBM(LocalModule):
         :param modules: machines from the bottom to the top; sizes and families must be those of the layers.
         :param doubled: which machines were trained in the doubled form; by default the lowest and the
             topmost one. Others are halved.
+        :param float lower_share: the part of a bias between two machines that is the lower machine's.
         :returns: the module.
         :raises TypeError: if one is no RBM.
-        :raises ValueError: if layers do not fit. Nothing has changed then.
+        :raises ValueError: if layers do not fit, or the share is not in [0, 1]. Nothing has changed then.
         """
-        return deep_initialization.init_from_rbms(self, modules, doubled)
+        return deep_initialization.init_from_rbms(self, modules, doubled, lower_share)
 
     @torch.no_grad()
     def init_from_rbm(
@@ -230,20 +294,33 @@ class DBM(LocalModule):
         :math:`W_l \Delta o_l` and that of the layer above by :math:`W_{l+1}^\top \Delta o_l`.
 
         :param steps: changes of the offsets of all layers, None for no change.
-        :raises ValueError: if the module is not centred, or there are not as many steps as layers.
+        :raises ValueError: if the module is not centred, or steps do not fit. Nothing has changed then.
         """
         if not self.centered:
             raise ValueError("the module has no offsets; make it with centered=True")
-        if len(steps) != len(self.layers):
-            raise ValueError(f"steps must be those of {len(self.layers)} layers, got {len(steps)}")
+        layers, offsets = self._unit_parameters(), self.offsets
+        if len(steps) != len(layers):
+            raise ValueError(f"steps must be those of {len(layers)} layers, got {len(steps)}")
+        for number, (step, offset) in enumerate(zip(steps, offsets, strict=True)):
+            if step is not None and step.shape != offset.shape:
+                raise ValueError(
+                    f"steps[{number}] must have shape {tuple(offset.shape)}, got {tuple(step.shape)}"
+                )
         for number, step in enumerate(steps):
             if step is None:
                 continue
             if number > 0:
-                self.layers[number - 1].tilt(self.weights[number - 1] @ step)
+                layers[number - 1].tilt(self.weights[number - 1] @ step)
             if number < self.depth:
-                self.layers[number + 1].tilt(step @ self.weights[number])
-            self.offsets[number].add_(step)
+                layers[number + 1].tilt(step @ self.weights[number])
+            offsets[number].add_(step)
+
+
+def _pyro_list(kind: Any, items: Sequence[Any]) -> Any:
+    """A list of Pyro's kind: the layers in a plain one do not know its name, and all of them would be entered
+    in Pyro's store as "bias"."""
+    named: Any = PyroModule[kind]
+    return named(items)
 
 
 def _hidden_sizes(num_hidden: Any) -> list[Any]:

@@ -12,12 +12,12 @@ from torch import Generator, Tensor
 
 from pyro_ebm.distributions.units import Unit
 from pyro_ebm.nn.rbm import RBM
-from pyro_ebm.nn.unit_parameters import check_seed_and_dtype
+from pyro_ebm.nn.unit_parameters import UnitParameters, check_seed_and_dtype
 
 if TYPE_CHECKING:
     from pyro_ebm.nn.dbm import DBM
 
-__all__ = ["init_from_data", "init_from_rbm", "init_from_rbms"]
+__all__ = ["init_from_data", "init_from_rbm", "init_from_rbms", "layer_of", "without_offsets"]
 
 
 def init_from_data(module: "DBM", data: Tensor) -> "DBM":
@@ -51,7 +51,7 @@ def init_from_rbm(module: "DBM", rbm: RBM, upper_scale: float, seed: int | None)
     generator = None
     if seed is not None:
         generator = Generator(device=module.weights[0].device).manual_seed(seed)
-    weights = [rbm.get_parameter("weight")]
+    weights: list[Tensor] = [rbm.get_parameter("weight")]
     for weight in module.weights[1:]:
         weights.append(torch.empty_like(weight).normal_(0.0, upper_scale, generator=generator))
     if module.centered and rbm.centered:
@@ -61,14 +61,19 @@ def init_from_rbm(module: "DBM", rbm: RBM, upper_scale: float, seed: int | None)
             own.copy_(theirs)
     # Layers above keep the biases that they had without couplings.
     for number in range(2, len(units)):
-        units[number] = _without_offsets(module, number)
+        units[number] = without_offsets(module, number)
     return _assign(module, units, weights)
 
 
 def init_from_rbms(
-    module: "DBM", modules: Sequence[RBM], doubled: Sequence[bool] | None
+    module: "DBM",
+    modules: Sequence[RBM],
+    doubled: Sequence[bool] | None,
+    lower_share: float = 0.5,
 ) -> "DBM":
     """See :meth:`pyro_ebm.nn.DBM.init_from_rbms`."""
+    if not isinstance(lower_share, int | float) or not 0.0 <= lower_share <= 1.0:
+        raise ValueError(f"lower_share must be a number in [0, 1], got {lower_share!r}")
     modules = list(modules)
     _check_modules(module, modules)
     depth = module.depth
@@ -81,12 +86,11 @@ def init_from_rbms(
     forms = [machine.canonical() for machine in machines]
     units = [_with_bias(machines[0].visible, forms[0].visible_bias)]
     for lower, upper in zip(range(depth - 1), range(1, depth), strict=True):
-        mean = 0.5 * (forms[lower].hidden_bias + forms[upper].visible_bias)
+        mean = torch.lerp(forms[upper].visible_bias, forms[lower].hidden_bias, lower_share)
         units.append(_with_bias(machines[lower].hidden, mean))
     units.append(_with_bias(machines[-1].hidden, forms[-1].hidden_bias))
     weights = [
-        form.weight if keep else 0.5 * form.weight
-        for form, keep in zip(forms, whole, strict=True)
+        form.weight if keep else 0.5 * form.weight for form, keep in zip(forms, whole, strict=True)
     ]
     if module.centered:
         for number, rbm in enumerate(modules):
@@ -103,11 +107,11 @@ def _assign(module: "DBM", units: list[Unit], weights: Sequence[Tensor]) -> "DBM
     for number, unit in enumerate(units):
         if module.centered:
             unit = unit.tilt(_pull(module, number))[0]
-        module.layers[number].assign(unit)
+        layer_of(module, number).assign(unit)
     return module
 
 
-def _without_offsets(module: "DBM", number: int) -> Unit:
+def without_offsets(module: "DBM", number: int) -> Unit:
     """A layer with the bias that it has in the form without offsets."""
     unit: Unit = module.layers[number]()
     return unit.tilt(-_pull(module, number))[0] if module.centered else unit
@@ -123,6 +127,13 @@ def _pull(module: "DBM", number: int) -> Tensor:
     return pull
 
 
+def layer_of(module: "DBM", number: int) -> UnitParameters:
+    """A layer of a module by its number, 0 for the visible one."""
+    layer = module.layers[number]
+    assert isinstance(layer, UnitParameters)
+    return layer
+
+
 def _with_bias(unit: Unit, bias: Tensor) -> Unit:
     """A layer with another natural bias."""
     return unit.tilt(bias - unit.natural_bias)[0]
@@ -132,14 +143,14 @@ def _check_modules(module: "DBM", modules: Sequence[Any]) -> None:
     """Refuse machines that are not those of the layers, from the bottom."""
     for number, rbm in enumerate(modules):
         if not isinstance(rbm, RBM):
-            raise TypeError(
-                f"machine {number} must be a pyro_ebm.nn.RBM, got {type(rbm).__name__}"
-            )
+            raise TypeError(f"machine {number} must be a pyro_ebm.nn.RBM, got {type(rbm).__name__}")
         if number >= module.depth:
             raise ValueError(f"there are {module.depth} weights, got {len(modules)} machines")
         for side, layer in (("visible", number), ("hidden", number + 1)):
-            own, theirs = module.layers[layer], getattr(rbm, side)
-            states = [x.options.get(n) for n in ("num_states", "total_count") for x in (own, theirs)]
+            own, theirs = layer_of(module, layer), getattr(rbm, side)
+            states = [
+                x.options.get(n) for n in ("num_states", "total_count") for x in (own, theirs)
+            ]
             same = own.family == theirs.family and states[0::2] == states[1::2]
             size = rbm.weight.shape[0 if side == "visible" else 1]
             if not same or module.sizes[layer] != size:

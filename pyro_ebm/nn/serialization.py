@@ -17,6 +17,7 @@ from pyro_ebm.nn.classification_rbm import ClassificationRBM
 from pyro_ebm.nn.dbm import DBM
 from pyro_ebm.nn.nbm import NeuralBoltzmannMachine
 from pyro_ebm.nn.rbm import RBM
+from pyro_ebm.nn.tied_rbm import TiedRBM
 
 __all__ = ["ModelFileError", "load", "read_tensors", "save", "write_tensors"]
 
@@ -29,6 +30,7 @@ _CLASSES: dict[str, type[RBM] | type[DBM] | type[NeuralBoltzmannMachine]] = {
     "DBM": DBM,
     "RBM": RBM,
     "NeuralBoltzmannMachine": NeuralBoltzmannMachine,
+    "TiedRBM": TiedRBM,
 }
 
 

@@ -13,6 +13,7 @@ from pyro_ebm.plotting.animation import ChainAnimation, chain_animation, save_an
 from pyro_ebm.plotting.chains import energy_trace, rank_histograms, sampler_comparison
 from pyro_ebm.plotting.classification import confusion_matrix
 from pyro_ebm.plotting.conditional import class_parameters, class_samples
+from pyro_ebm.plotting.deep import layer_filters, particle_animation
 from pyro_ebm.plotting.energies import energy_histogram
 from pyro_ebm.plotting.features import embedding
 from pyro_ebm.plotting.figures import save
@@ -37,8 +38,10 @@ __all__ = [
     "hidden_activations",
     "history",
     "image_grid",
+    "layer_filters",
     "learning_curves",
     "log_partition_comparison",
+    "particle_animation",
     "rank_histograms",
     "reconstructions",
     "replica_paths",

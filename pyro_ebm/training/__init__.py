@@ -8,6 +8,7 @@ from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.finetuning import FeedForwardClassifier, FineTuneConfig, FineTuner
 from pyro_ebm.training.history_file import HistoryFile
 from pyro_ebm.training.presets import paper_config
+from pyro_ebm.training.pretraining import TiedTrainer, TrainedStack, pretrain, train_stack
 from pyro_ebm.training.tensorboard import TensorBoardLogger
 from pyro_ebm.training.trainer import Trainer, TrainingDivergedError
 
@@ -18,8 +19,12 @@ __all__ = [
     "FineTuner",
     "HistoryFile",
     "TensorBoardLogger",
+    "TiedTrainer",
+    "TrainedStack",
     "Trainer",
     "TrainerConfig",
     "TrainingDivergedError",
     "paper_config",
+    "pretrain",
+    "train_stack",
 ]

@@ -14,22 +14,30 @@ from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.config_checks import (
     CONDITIONAL_ONLY,
     DEEP_ONLY,
+    LABELLED_ONLY,
     RBM_ONLY,
     SHALLOW_ONLY,
 )
+from pyro_ebm.training.deep_exact_gradient import DeepExactGradient
 from pyro_ebm.training.deep_gradient import DeepGradient
 from pyro_ebm.training.exact_gradient import ExactGradient
 from pyro_ebm.training.gradient import ContrastiveGradient
 from pyro_ebm.training.masked_gradient import MaskedGradient, make_absent_gradient
+from pyro_ebm.training.regularizers import layer_option
 
-__all__ = ["check_num_chains", "check_same_chains", "make_gradient"]
+__all__ = ["Gradient", "check_num_chains", "check_same_chains", "make_gradient"]
+
+#: What writes the gradients of a run.
+Gradient = (
+    ConditionalGradient | ClassificationGradient | DeepExactGradient | DeepGradient | MaskedGradient
+)
 
 
 def make_gradient(
     module: nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine,
     config: TrainerConfig,
     generator: Generator,
-) -> ConditionalGradient | ClassificationGradient | DeepGradient | MaskedGradient:
+) -> Gradient:
     """The object that writes the gradients of a run.
 
     :raises ValueError: for options that the module does not have.
@@ -46,11 +54,11 @@ def make_gradient(
         return ConditionalGradient(module, config, generator)
     _refuse(config, CONDITIONAL_ONLY, {"chain_start": "prior"}, "conditional models")
     if isinstance(module, nn.DBM):
-        _refuse(config, SHALLOW_ONLY, {"negative_phase": "exact", "missing": "absent"}, "a nn.RBM")
-        if len(config.layers) not in (0, module.depth):
-            raise ValueError(
-                f"layers must be options of {module.depth} hidden layers, got {len(config.layers)}"
-            )
+        _refuse(config, LABELLED_ONLY, {}, "a nn.ClassificationRBM")
+        _refuse(config, SHALLOW_ONLY, {"missing": "absent"}, "a nn.RBM")
+        _check_layers(module, config)
+        if config.negative_phase == "exact":
+            return DeepExactGradient(module, config)
         return DeepGradient(module, config, generator)
     if isinstance(module, nn.ClassificationRBM):
         _refuse(config, (), {"missing": "absent"}, "a nn.RBM without labels")
@@ -61,6 +69,20 @@ def make_gradient(
     if config.negative_phase == "exact":
         return ExactGradient(module, config)
     return ContrastiveGradient(module, config, generator)
+
+
+def _check_layers(module: nn.DBM, config: TrainerConfig) -> None:
+    """Refuse options by layer that are not those of the module's layers, or have no effect."""
+    if len(config.layers) not in (0, module.depth):
+        raise ValueError(
+            f"layers must be options of {module.depth} hidden layers, got {len(config.layers)}"
+        )
+    for number, options in enumerate(config.layers, start=1):
+        if "sparsity_target" in options and not layer_option(config, "sparsity_cost", number):
+            raise ValueError(
+                f"layers[{number - 1}] has sparsity_target={options['sparsity_target']!r}, which has no "
+                "effect without a sparsity_cost"
+            )
 
 
 def _refuse(

@@ -24,7 +24,8 @@ class TrainerConfig:
     Options marked *(schedule)* take a number, a list with one number an epoch (the last one holds on) or
     a function of the epoch, of which the first is 0; a function is tabulated for ``num_epochs`` when the
     configuration is made, so that a file can hold it. Options marked *(RBM)* are refused by
-    conditional models, and those marked *(conditional)* by an RBM.
+    conditional models, those marked *(shallow)* by deep machines too, and those marked
+    *(conditional)* or *(DBM)* by all others.
 
     **The run**
 
@@ -36,7 +37,7 @@ class TrainerConfig:
     :param float noise_std: standard deviation of noise that is added to the data at each visit.
     :param str missing: what entries that ``observed`` leaves out are: "marginal", units that were not seen
         and are summed out; or "absent", units that the row does not have, so that every row is a machine
-        of its own units, as in RBM collaborative filtering *(RBM)*, see
+        of its own units, as in RBM collaborative filtering *(shallow)*, see
         :class:`~pyro_ebm.training.absent_gradient.AbsentGradient`.
     :param metrics: names of the metrics of the history, see :data:`pyro_ebm.training.metrics.METRICS`; None
         for reconstruction error, free energies and the norm of the weights.
@@ -64,21 +65,24 @@ class TrainerConfig:
         context have the weight of its rows.
     :param str chain_start: where the chains of CD start: at the "data"; of an RBM at "noise", the visible
         layer without its couplings; of a conditional model at the "prior", the hidden layer without its
-        couplings (for Gaussian units the paper's start at the mean).
+        couplings (for Gaussian units the paper's start at the mean). A deep machine's chains have states of
+        all even layers: at the "data" those above the visible one are drawn from the mean field.
+    :param str persistent_start: the same of persistent chains: at "noise", or at the "data", rows of the
+        first batch, without repetition where there are enough *(RBM)*.
     :param str negative_phase: "gibbs"; "tempering" or "trajectory" (of persistent chains), replicas at
         several temperatures, or at several earlier machines of the run *(RBM)*; or "exact", the gradient of
-        the exact log Z, for layers that can be enumerated.
+        the exact log Z, for layers that can be enumerated (of a deep machine all even or all odd ones).
     :param str negative_side: whether negatives are "visible" or "hidden" states; "auto" for hidden ones
         where visible units are Gaussian, which has less variance *(conditional)*.
     :param int num_replicas: levels of "tempering" and "trajectory".
-    :param float fast_rate: rate of the fast weights of fast PCD [1]; 0 for none *(schedule, RBM)*.
+    :param float fast_rate: rate of the fast weights of fast PCD [1]; 0 for none *(schedule, shallow)*.
     :param float fast_decay: factor by which fast weights decay at every update.
     :param str positive_hidden: "mean" or "sample": what stands for the hidden layer in the averages over
-        data *(RBM)*.
-    :param str chain_hidden: what chains give to the visible layer *(RBM)*. Means instead of samples make
-        the chain one of another law.
-    :param str chain_visible: what chains give to the hidden layer *(RBM)*.
-    :param str negative_hidden: what stands for the hidden layer in the averages over chains *(RBM)*.
+        data *(shallow)*.
+    :param str chain_hidden: what chains give to the visible layer *(shallow)*. Means instead of samples
+        make the chain one of another law.
+    :param str chain_visible: what chains give to the hidden layer *(shallow)*.
+    :param str negative_hidden: what stands for the hidden layer in the averages over chains *(shallow)*.
     :param str objective: of a :class:`~pyro_ebm.nn.ClassificationRBM`: "generative" (log p(x, y)),
         "discriminative" (log p(y | x)) or "hybrid", the sum of the second and ``generative_weight`` times
         the first.
@@ -108,13 +112,11 @@ class TrainerConfig:
     :param float offset_rate: rate at which hidden offsets (and scales) follow the hidden layer.
     :param str preconditioner: "none"; "standardize", the gradient of the parameterisation in which every
         unit has mean 0 and variance 1 [2]; "diagonal", the natural gradient with a diagonal Fisher
-        information; or "natural", that with the exact one, for machines that can be enumerated *(RBM)*.
+        information; or "natural", that with the exact one, for machines that can be enumerated
+        *(shallow)*.
     :param float damping: what is added to variances and to the Fisher information before they are divided by.
 
     **Regularisers**
-
-    :param layers: by hidden layer, the lowest first, what is not as for all of them: "max_norm",
-        "sparsity_cost" (a number) and "sparsity_target", such as ``[{"sparsity_target": 0.2}, {}]`` *(DBM)*.
 
     :param float weight_decay: decay of the weights (not of the biases): added to the gradient, except
         by "adamw", which decouples it *(schedule)*.
@@ -127,9 +129,13 @@ class TrainerConfig:
         see :class:`~pyro_ebm.training.regularizers.Sparsity` *(schedule, RBM)*.
     :param float sparsity_target: the rate at which hidden units should be on.
     :param float sparsity_damping: decay of the moving average of hidden means.
+    :param layers: by hidden layer, the lowest first, what is not as for all of them: "max_norm" (of the
+        weights into the layer from below), "sparsity_cost" (a number) and "sparsity_target", such as
+        ``[{"sparsity_cost": 0.1, "sparsity_target": 0.2}, {}]`` *(DBM)*.
     :param float dropout: probability that a hidden unit is left out, drawn by row and chain at every update
-        *(schedule, RBM)* [3].
-    :param float dropconnect: probability that a weight is left out, drawn at every update *(schedule, RBM)*.
+        *(schedule, shallow)* [3].
+    :param float dropconnect: probability that a weight is left out, drawn at every update *(schedule,
+        shallow)*.
     :raises ValueError: for an impossible value, or options that contradict each other, naming the option.
 
     **References**
@@ -164,6 +170,7 @@ class TrainerConfig:
     damping: float = 0.01
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
     chain_start: str = "data"
+    persistent_start: str = "noise"
     negative_phase: str = "gibbs"
     negative_side: str = "auto"
     num_replicas: int = 10
@@ -212,7 +219,7 @@ class TrainerConfig:
                 object.__setattr__(self, name, tabulated)
             else:
                 check(name, value, valid, expected)
-        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", tuple(dict(options) for options in self.layers))
         if self.metrics is not None:
             object.__setattr__(self, "metrics", tuple(self.metrics))
         check_combinations(self)

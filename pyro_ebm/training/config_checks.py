@@ -12,6 +12,7 @@ import torch
 
 from pyro_ebm.training.metrics.registry import (
     METRICS,
+    base_key,
     check_options,
     check_persistent,
     keys_of,
@@ -25,6 +26,7 @@ __all__ = [
     "CHECKS",
     "CONDITIONAL_ONLY",
     "DEEP_ONLY",
+    "LABELLED_ONLY",
     "RBM_ONLY",
     "SCHEDULES",
     "SHALLOW_ONLY",
@@ -33,6 +35,7 @@ __all__ = [
 
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 CHAIN_STARTS = ("data", "noise", "prior")
+PERSISTENT_STARTS = ("noise", "data")
 NEGATIVE_PHASES = ("gibbs", "tempering", "trajectory", "exact")
 NEGATIVE_SIDES = ("auto", "visible", "hidden")
 PRECONDITIONERS = ("none", "standardize", "diagonal", "natural")
@@ -165,6 +168,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"a dictionary by network of numbers >= 0 by name, of {sorted(_GROUP_OPTIONS)}",
     ),
     "chain_start": _one_of(CHAIN_STARTS),
+    "persistent_start": _one_of(PERSISTENT_STARTS),
     "negative_phase": _one_of(NEGATIVE_PHASES),
     "negative_side": _one_of(NEGATIVE_SIDES),
     "num_replicas": _at_least(2),
@@ -226,6 +230,7 @@ SCHEDULES = frozenset(
 #: Options that only an RBM has, or only a conditional model.
 RBM_ONLY = (
     "decoupled_weight_decay",
+    "persistent_start",
     "preconditioner",
     "fast_rate",
     "positive_hidden",
@@ -243,15 +248,18 @@ DEEP_ONLY = ("mean_field_updates", "mean_field_tolerance", "layers")
 #: Of RBMs, but not of deep machines.
 SHALLOW_ONLY = (
     "preconditioner",
+    "damping",
     "fast_rate",
+    "fast_decay",
     "positive_hidden",
     "chain_hidden",
     "chain_visible",
     "negative_hidden",
     "dropout",
     "dropconnect",
-    "objective",
 )
+#: Of classification RBMs.
+LABELLED_ONLY = ("objective", "generative_weight", "unlabelled_weight")
 CONDITIONAL_ONLY = ("groups", "negative_side")
 
 
@@ -285,6 +293,10 @@ def check_combinations(config: Any) -> None:
             raise ValueError(f"metrics {refused} are of whole machines, not of missing='absent'")
     if config.persistent and config.chain_start == "noise":
         raise ValueError("chain_start='noise' has no effect: persistent chains start there anyway")
+    if config.persistent_start == "data" and not config.persistent:
+        raise ValueError(
+            "persistent_start='data' is an option of persistent chains (persistent=True)"
+        )
     if config.fast_rate and not (config.persistent and config.negative_phase == "gibbs"):
         raise ValueError(
             "fast_rate is an option of persistent chains of block Gibbs (persistent=True, "
@@ -309,8 +321,9 @@ def _check_monitor(config: Any) -> None:
         if config.learning_rate_schedule == "ReduceLROnPlateau":
             raise ValueError("learning_rate_schedule='ReduceLROnPlateau' needs monitor")
         return
-    if key in known_keys() and key not in keys_of(config.metrics):
-        names = [name for name, metric in METRICS.items() if key in metric.keys]
+    base = base_key(key)
+    if base in known_keys() and base not in keys_of(config.metrics):
+        names = [name for name, metric in METRICS.items() if base in metric.keys]
         raise ValueError(f"monitor={key!r} needs one of {names} in metrics")
     if config.best_checkpoint is not None and config.checkpoint is not None:
         if os.fspath(config.best_checkpoint) == os.fspath(config.checkpoint):

@@ -8,8 +8,10 @@ from torch import Generator, Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.distributions import DBM, RBM, GibbsSweep, MeanField
+from pyro_ebm.nn.unit_parameters import UnitParameters
 from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.negative_phase import GibbsPhase
+from pyro_ebm.training.offsets import follow_hidden_means
 from pyro_ebm.training.regularizers import Sparsity, layer_option
 from pyro_ebm.training.replica_phase import ReplicaPhase
 from pyro_ebm.training.schedules import value_at
@@ -28,7 +30,8 @@ class DeepGradient:
     with :math:`\mu_0 = v` and :math:`\mu_l` the means of the mean field q given v, found anew for
     every batch; see [1]. The model's average is over chains of block Gibbs between the even and the odd
     layers, or replicas, with the odd layers at their exact means given the even ones. Where q has converged
-    the bound is stationary in it, and this is its whole gradient.
+    the bound is stationary in it, and this is its whole gradient. A sparsity penalty of a layer is
+    differentiated with the layers beside it held.
 
     **References**
 
@@ -46,6 +49,7 @@ class DeepGradient:
         self.module = module
         self.config = config
         self.generator = generator
+        self._layers = [layer for layer in module.layers if isinstance(layer, UnitParameters)]
         num_chains = config.num_chains or (config.batch_size if config.persistent else None)
         kind = GibbsPhase if config.negative_phase == "gibbs" else ReplicaPhase
         self.phase: GibbsPhase | ReplicaPhase = kind(num_chains, config, generator)
@@ -65,7 +69,7 @@ class DeepGradient:
         if not layer_option(config, "sparsity_cost", number):
             return None
         target = layer_option(config, "sparsity_target", number)
-        family = self.module.layers[number].family
+        family = self._layers[number].family
         return Sparsity(target, config.sparsity_damping, family)
 
     @property
@@ -105,34 +109,44 @@ class DeepGradient:
         even, theta = self._negative_states(dist, machine, sweep, batch, found)
         odd = machine.hidden.natural_mean(theta)
         model = _alternate(dist.split_even(even), dist.split_odd(odd))
-        data = [batch, *self._penalized(found.means)]
-        self._set_weights(dist, data, model)
-        self._set_units(dist, data, found.thetas, model, dist.split_odd(theta))
+        data = [batch, *found.means]
+        penalties = self._penalties(found.means)
+        self._set_weights(dist, data, model, penalties)
+        self._set_units(dist, data, found.thetas, model, dist.split_odd(theta), penalties)
 
     def _negative_states(
         self, dist: DBM, machine: RBM, sweep: GibbsSweep, batch: Tensor, found: MeanField
     ) -> tuple[Tensor, Tensor]:
         """Even layers of the model's states, and natural parameters of the odd ones."""
-        # Chains that start at data take the layers above from q.
-        start = [batch]
-        for number in range(2, dist.depth + 1, 2):
-            theta = found.thetas[number - 1]
-            start.append(dist.units[number].natural_sample(theta, self.generator))
-        states = torch.cat(start, -1)
+        if self.phase.reads_rows:
+            # The layers above are drawn from q.
+            drawn = [
+                dist.units[number].natural_sample(found.thetas[number - 1], self.generator)
+                for number in range(2, dist.depth + 1, 2)
+            ]
+            states = torch.cat([batch, *drawn], -1)
+        else:
+            # Only their number and size are read.
+            states = batch.new_zeros(()).expand(len(batch), machine.visible.size)
+        # Persistent chains do not read the natural parameters either.
         theta = states if self.config.persistent else sweep.hidden_theta(states)
         even, theta, _ = self.phase(machine, sweep, states, theta, None)
         return even, theta
 
-    def _penalized(self, means: tuple[Tensor, ...]) -> list[Tensor]:
-        """Means of the hidden layers less the gradients of the sparsity penalties."""
-        penalized = []
+    def _penalties(self, means: tuple[Tensor, ...]) -> list[Tensor | None]:
+        """What sparsity subtracts from the means of all layers, the visible one first."""
+        found: list[Tensor | None] = [None]
         for mean, sparsity, cost in zip(means, self.sparsity, self._costs, strict=True):
-            if sparsity is not None:
-                mean = mean - sparsity.correction(mean, cost)
-            penalized.append(mean)
-        return penalized
+            found.append(None if sparsity is None else sparsity.correction(mean, cost))
+        return found
 
-    def _set_weights(self, dist: DBM, data: list[Tensor], model: list[Tensor]) -> None:
+    def _set_weights(
+        self,
+        dist: DBM,
+        data: list[Tensor],
+        model: list[Tensor],
+        penalties: list[Tensor | None],
+    ) -> None:
         sides = []
         for states in (data, model):
             if self.module.centered:
@@ -141,13 +155,15 @@ class DeepGradient:
         for number, weight in enumerate(self.module.weights):
             if weight.grad is None:
                 weight.grad = torch.empty_like(weight)
+            (below, above), penalty = sides[0][number : number + 2], penalties[number + 1]
+            penalized = above if penalty is None else above - penalty
+            terms = [(-1.0, below, penalized), (1.0, sides[1][number], sides[1][number + 1])]
+            if (penalty := penalties[number]) is not None:
+                terms.append((1.0, penalty, above))
             beta = 0.0
-            for sign, states in ((-1.0, sides[0]), (1.0, sides[1])):
-                below, above = states[number], states[number + 1]
-                alpha = sign / len(below)
-                torch.addmm(
-                    weight.grad, below.T, above, beta=beta, alpha=alpha, out=weight.grad
-                )
+            for sign, lower, upper in terms:
+                alpha = sign / len(lower)
+                torch.addmm(weight.grad, lower.T, upper, beta=beta, alpha=alpha, out=weight.grad)
                 beta = 1.0
 
     def _set_units(
@@ -157,16 +173,18 @@ class DeepGradient:
         data_thetas: tuple[Tensor, ...],
         model: list[Tensor],
         model_thetas: tuple[Tensor, ...],
+        penalties: list[Tensor | None],
     ) -> None:
-        for parameter in self.module.layers.parameters():
+        for parameter in (p for layer in self._layers for p in layer.parameters()):
             if parameter.grad is not None:
                 parameter.grad.zero_()
-        for number, (unit, layer) in enumerate(zip(dist.units, self.module.layers, strict=True)):
+        for number, (unit, layer) in enumerate(zip(dist.units, self._layers, strict=True)):
             if number == 0:
                 gradient = unit.mean_parameters_gradient(data[0])
             else:
-                theta = data_thetas[number - 1]
-                gradient = unit.natural_log_partition_gradient(theta, data[number])
+                theta, mean, penalty = data_thetas[number - 1], data[number], penalties[number]
+                mean = mean if penalty is None else mean - penalty
+                gradient = unit.natural_log_partition_gradient(theta, mean)
             layer.accumulate_gradient(gradient, -1.0)
             if number % 2:
                 theta = model_thetas[number // 2]
@@ -177,14 +195,11 @@ class DeepGradient:
 
     def after_step(self) -> None:
         """Let the hidden offsets of a centred module follow the means of the last batch."""
-        rate = self.config.offset_rate
-        if not self.module.centered or not rate or self.hidden_means is None:
-            return
-        pairs = zip(self.hidden_means, self.module.offsets[1:], strict=True)
-        self.module.shift_offsets([None, *((mean - offset) * rate for mean, offset in pairs)])
+        follow_hidden_means(self.module, self.hidden_means, self.config.offset_rate)
 
     def after_epoch(self) -> None:
-        """Nothing is kept from epoch to epoch but the chains."""
+        """Let the negative phase look at the machine after an epoch."""
+        self.phase.after_epoch(lambda **options: self.module(**options).bipartite())
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint keeps."""

@@ -13,7 +13,7 @@ from pyro_ebm.training.natural_gradient import EnumeratedFisher
 from pyro_ebm.training.offsets import follow_hidden_mean
 from pyro_ebm.training.preconditioning import make_preconditioner
 
-__all__ = ["ExactGradient"]
+__all__ = ["ExactGradient", "refuse_statistics"]
 
 #: Options of the averages of contrastive divergence, which the exact gradient does not take.
 _OF_STATISTICS = {
@@ -26,6 +26,16 @@ _OF_STATISTICS = {
     "dropout": 0.0,
     "dropconnect": 0.0,
 }
+
+
+def refuse_statistics(config: TrainerConfig) -> None:
+    """Refuse options of averages over states.
+
+    :raises ValueError: naming the option.
+    """
+    for name, default in _OF_STATISTICS.items():
+        if getattr(config, name) != default:
+            raise ValueError(f"{name} is no option of negative_phase='exact'")
 
 
 class ExactGradient:
@@ -41,9 +51,7 @@ class ExactGradient:
     """
 
     def __init__(self, module: nn.RBM, config: TrainerConfig) -> None:
-        for name, default in _OF_STATISTICS.items():
-            if getattr(config, name) != default:
-                raise ValueError(f"{name} is no option of negative_phase='exact'")
+        refuse_statistics(config)
         if config.preconditioner not in ("none", "natural"):
             raise ValueError(
                 "preconditioner is no option of negative_phase='exact', unless it is 'natural', got "

@@ -3,17 +3,18 @@
 
 """Chains of an RBM's model side during training: block Gibbs, and what it is varied by."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor
 
-from pyro_ebm import nn
 from pyro_ebm.distributions import RBM, GibbsSweep
 from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.fast_weights import FastWeights
 from pyro_ebm.training.regularizers import keep_mask
 from pyro_ebm.training.schedules import value_at
 
-__all__ = ["GibbsPhase", "drop_units"]
+__all__ = ["GibbsPhase", "drop_units", "some_rows"]
 
 
 def drop_units(h: Tensor, keep: Tensor | None, offset: Tensor | None) -> Tensor:
@@ -30,12 +31,18 @@ def drop_units(h: Tensor, keep: Tensor | None, offset: Tensor | None) -> Tensor:
     return h * keep if offset is None else offset + (h - offset) * keep
 
 
+def some_rows(batch: Tensor, count: int, generator: Generator | None) -> Tensor:
+    """Rows in random order, none twice before all of them were taken."""
+    order = torch.randperm(len(batch), device=batch.device, generator=generator)
+    return batch[order[torch.arange(count, device=batch.device) % len(batch)]]
+
+
 class GibbsPhase:
     """Negative states by block Gibbs: CD, PCD, fast PCD, from noise, with means or with dropout.
 
     :param int num_chains: chains; the rows of the batch if None.
-    :param TrainerConfig config: ``persistent``, ``chain_start``, ``chain_hidden``, ``chain_visible``, and
-        the fast weights' options.
+    :param TrainerConfig config: ``persistent``, ``chain_start``, ``persistent_start``, ``chain_hidden``,
+        ``chain_visible``, and the fast weights' options.
     :param torch.Generator generator: the source of random bits.
     """
 
@@ -50,12 +57,20 @@ class GibbsPhase:
         #: Visible states of the persistent chains, shape ``(num_chains, V)``.
         self.chains: Tensor | None = None
         self._noise = config.chain_start == "noise"
+        self._from_data = config.persistent_start == "data"
         self._hidden_means = config.chain_hidden == "mean"
         self._visible_means = config.chain_visible == "mean"
         #: Which entries the rows have that the chains start at, shape ``(rows, V)``; all if None. One that
         #: is absent is a zero: it exerts nothing on the hidden layer.
         self.present: Tensor | None = None
         self.fast = FastWeights(config.fast_decay) if config.fast_rate else None
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the next states start at the rows of the batch."""
+        if self.persistent:
+            return self.chains is None and self._from_data
+        return not self._noise
 
     def __call__(
         self, dist: RBM, sweep: GibbsSweep, batch: Tensor, theta: Tensor, keep: Tensor | None
@@ -91,6 +106,8 @@ class GibbsPhase:
         if self.chains is not None:
             return self.chains
         count = self.num_chains or len(batch)
+        if self.persistent and self._from_data:
+            return some_rows(batch, count, self.generator)
         return sweep.initial_visible(torch.Size((count, batch.shape[1])))
 
     def _keep(self, theta: Tensor) -> Tensor | None:
@@ -116,7 +133,7 @@ class GibbsPhase:
             theta = sweep.hidden_theta(v)
         return v, theta
 
-    def after_epoch(self, module: nn.RBM) -> None:
+    def after_epoch(self, module: Callable[..., RBM]) -> None:
         """Nothing is kept from epoch to epoch but the chains."""
 
     def state(self) -> dict[str, Tensor]:

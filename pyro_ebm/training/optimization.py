@@ -15,8 +15,9 @@ from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.config_checks import make_optimizer, make_scheduler
 from pyro_ebm.training.regularizers import layer_option, restore_max_norm, shrink
 from pyro_ebm.training.schedules import value_at
+from pyro_ebm.training.weights import weights_of
 
-__all__ = ["Optimization", "weights_of"]
+__all__ = ["Optimization"]
 
 Module = nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine
 
@@ -144,13 +145,6 @@ _SCHEDULES = {
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
 }
-
-
-def weights_of(module: nn.RBM | nn.DBM) -> list[Parameter]:
-    """The weights of a machine, from the lowest to the top."""
-    if isinstance(module, nn.RBM):
-        return [module.get_parameter("weight")]
-    return list(module.weights)
 
 
 def _groups(module: Module, config: TrainerConfig) -> list[dict[str, Any]]:

@@ -3,14 +3,16 @@
 
 """Negative states from replicas of an RBM at several levels of a path."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor
 
-from pyro_ebm import nn
 from pyro_ebm.distributions import RBM, GibbsSweep
 from pyro_ebm.infer import ParallelTempering
 from pyro_ebm.infer.contrastive.negative import move_chains
 from pyro_ebm.training.config import TrainerConfig
+from pyro_ebm.training.negative_phase import some_rows
 from pyro_ebm.training.schedules import value_at
 from pyro_ebm.training.trajectory import Trajectory
 
@@ -27,7 +29,7 @@ class ReplicaPhase:
     ``num_replicas`` times as many chains, and half as much again with "trajectory".
 
     :param int num_chains: chains, each with ``num_replicas`` replicas.
-    :param TrainerConfig config: ``negative_phase`` and ``num_replicas``.
+    :param TrainerConfig config: ``negative_phase``, ``num_replicas`` and ``persistent_start``.
     :param torch.Generator generator: the source of random bits.
     :raises ValueError: for options of chains of block Gibbs.
     """
@@ -50,6 +52,7 @@ class ReplicaPhase:
         self.num_steps: int = value_at(config.num_steps, 0)
         self.dropout = 0.0
         self.num_replicas = config.num_replicas
+        self._from_data = config.persistent_start == "data"
         #: Visible states of the machine itself, shape ``(num_chains, V)``.
         self.chains: Tensor | None = None
         self._rest: dict[str, Tensor] = {}
@@ -57,13 +60,21 @@ class ReplicaPhase:
         if config.negative_phase == "trajectory":
             self._trajectory = Trajectory(config.num_replicas, generator)
 
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the next states start at the rows of the batch."""
+        return self.chains is None and self._from_data
+
     def __call__(
         self, dist: RBM, sweep: GibbsSweep, batch: Tensor, theta: Tensor, keep: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """See :class:`~pyro_ebm.training.negative_phase.GibbsPhase`."""
         if self.chains is None:
             count = self.num_chains or len(batch)
-            self.chains = sweep.initial_visible(torch.Size((count, batch.shape[1])))
+            if self._from_data:
+                self.chains = some_rows(batch, count, self.generator)
+            else:
+                self.chains = sweep.initial_visible(torch.Size((count, batch.shape[1])))
         if self._trajectory is not None:
             chains = self._trajectory.move(dist, self.chains, self.num_steps)
         else:
@@ -81,8 +92,11 @@ class ReplicaPhase:
             dist, self.num_replicas, base=base, adapt=False, generator=self.generator
         )
 
-    def after_epoch(self, module: nn.RBM) -> None:
-        """Let a trajectory look at the machine."""
+    def after_epoch(self, module: Callable[..., RBM]) -> None:
+        """Let a trajectory look at the machine.
+
+        :param module: makes it.
+        """
         if self._trajectory is not None:
             self._trajectory.follow(module(validate_args=False))
 

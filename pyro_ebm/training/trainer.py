@@ -17,19 +17,29 @@ from pyro_ebm.infer.conditional.contexts import refuse_random_weights
 from pyro_ebm.nn.serialization import describe
 from pyro_ebm.training.callbacks import Callback
 from pyro_ebm.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from pyro_ebm.training.choose_gradient import check_num_chains, check_same_chains, make_gradient
+from pyro_ebm.training.choose_gradient import (
+    Gradient,
+    check_num_chains,
+    check_same_chains,
+    make_gradient,
+)
 from pyro_ebm.training.classification_gradient import ClassificationGradient
 from pyro_ebm.training.conditional_gradient import ConditionalGradient
 from pyro_ebm.training.config import TrainerConfig
-from pyro_ebm.training.deep_gradient import DeepGradient
 from pyro_ebm.training.masked_gradient import (
-    MaskedGradient,
     incomplete_record,
     observe,
     restored,
     visible_mean,
 )
-from pyro_ebm.training.metrics import METRICS, EpochMetrics, StepWatch, keys_of, known_keys
+from pyro_ebm.training.metrics import (
+    METRICS,
+    EpochMetrics,
+    StepWatch,
+    base_key,
+    keys_of,
+    known_keys,
+)
 from pyro_ebm.training.monitor import Best, best_epoch
 from pyro_ebm.training.optimization import Optimization
 from pyro_ebm.training.plateau import ReduceLROnPlateau
@@ -101,10 +111,7 @@ class Trainer:
         parameter = next(module.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._generator = Generator(device=self._device).manual_seed(config.seed or 0)
-        self._gradient: (
-            ConditionalGradient | ClassificationGradient | DeepGradient | MaskedGradient
-        )
-        self._gradient = make_gradient(module, config, self._generator)
+        self._gradient: Gradient = make_gradient(module, config, self._generator)
         self._optimization = Optimization(module, config)
 
     @classmethod
@@ -170,9 +177,10 @@ class Trainer:
 
     @property
     def chains(self) -> Tensor | None:
-        """States of the persistent chains; None with CD. Visible ones of shape ``(num_chains, V)``,
-        those of a conditional model ``(num_chains, contexts, size)``, in the order of
-        ``torch.unique(context, dim=0)``."""
+        """States of the persistent chains; None with CD. Visible ones of shape ``(num_chains, V)``; those of
+        all even layers of a deep machine, one after the other, of shape ``(num_chains, V + H_2 + ...)``
+        (``module().split_even``); those of a conditional model ``(num_chains, contexts, size)``, in the
+        order of ``torch.unique(context, dim=0)``."""
         return self._gradient.chains
 
     @property
@@ -403,12 +411,13 @@ class Trainer:
     def _look_at_monitor(self, key: str, record: dict[str, Any], given_by_callbacks: bool) -> None:
         """Keep the best epoch, lower the learning rate or end the run, as the options say."""
         if key not in record:
-            if given_by_callbacks and key not in known_keys():
+            if given_by_callbacks and base_key(key) not in known_keys():
                 raise ValueError(
                     f"monitor={key!r} is not in the record of epoch {self.epoch}, which has "
                     f"{sorted(record)}; the callback that gives it must do so at every epoch"
                 )
-            if any(key in METRICS[name].keys for name in self._metrics.due(self.epoch)):
+            base = base_key(key)
+            if any(base in METRICS[name].keys for name in self._metrics.due(self.epoch)):
                 raise ValueError(f"monitor={key!r}: its metric has no such value in this run")
             return
         sign = 1.0 if self.config.monitor_mode == "min" else -1.0

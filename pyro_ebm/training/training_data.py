@@ -114,7 +114,9 @@ def _bit_blocks(module: Module) -> list[tuple[slice, bool]]:
 
 
 def _visible_options(module: Module) -> Any:
-    layer: Any = module._visible if isinstance(module, nn.NeuralBoltzmannMachine) else module.visible
+    layer: Any = (
+        module._visible if isinstance(module, nn.NeuralBoltzmannMachine) else module.visible
+    )
     return layer.options
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import pyro_ebm
+from pyro_ebm import datasets, nn
+from pyro_ebm.training import TrainerConfig, pretrain
 from pyro_ebm.training.finetuning import FeedForwardClassifier
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -106,3 +108,39 @@ def test_smoke(tmp_path: Path) -> None:
     assert few["rbm"]["mean"] > few["random"]["mean"]
     assert pyro_ebm.load(tmp_path / "rbm_1.safetensors").weight.shape == (64, 64)
     assert (tmp_path / "confusion_100_rbm.png").stat().st_size > 10_000
+
+
+def test_network_of_a_deep_machine(tmp_path: Path, monkeypatch) -> None:
+    """A DBM that is read from a file; what is set by flags is no choice."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    program = importlib.import_module("rbm_finetuning")
+    digits = datasets.load("digits").train()
+    module = nn.DBM(64, [40, 30], seed=0).init_from_data(digits)
+    config = TrainerConfig(
+        num_epochs=10, batch_size=20, learning_rate=0.05, binarize=True, seed=0, progress=False
+    )
+    pretrain(module, digits, config)
+    pyro_ebm.save(module, tmp_path / "dbm.safetensors")
+    flags = (
+        "--data digits --labels 200 --label-seeds 1 --folds 2 --settings 1 --finetune-epochs 20 "
+        "--finetune-learning-rate 0.01 --dropout-of-hidden 0.1 --dropout-of-inputs 0.2"
+    )
+    files = ["--model", str(tmp_path / "dbm.safetensors"), "--output", str(tmp_path)]
+    results = program.main(program.make_parser().parse_args([*flags.split(), *files]))["200"]
+    assert set(results) == {"dbm", "random"}
+    for result in results.values():
+        setting = result["chosen"][0]["setting"]
+        assert (setting["dropout"], setting["input_dropout"]) == (0.1, 0.2)
+    # In as many epochs the random start has not begun to learn: two layers of sigmoids.
+    assert 0.75 < results["dbm"]["mean"] < 1.0
+    assert results["dbm"]["mean"] > results["random"]["mean"] + 0.05
+
+
+def test_deep_machines_that_make_no_network(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    program = importlib.import_module("rbm_finetuning")
+    arguments = program.make_parser().parse_args([])
+    with pytest.raises(ValueError, match="one DBM or a stack"):
+        program.makers([nn.DBM(3, [2, 2]), nn.RBM(2, 2)], 3, arguments)
+    with pytest.raises(ValueError, match="all of one family"):
+        program.makers([nn.DBM(3, [2, 2], hidden=["bernoulli", "ising"])], 3, arguments)

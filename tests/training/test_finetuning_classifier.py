@@ -3,16 +3,15 @@
 
 """Classifiers that start as Boltzmann machines compute the means of these machines."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 
 from pyro_ebm import nn
+from pyro_ebm.nn.tied_rbm import TiedRBM
 from pyro_ebm.training.finetuning import (
     FeedForwardClassifier,
+    MeanFieldInputs,
     MeanLayer,
-    TopLayerMeanField,
 )
 from tests.distributions.families import FAMILIES, uniform
 from tests.training.machines import random_module
@@ -125,33 +124,104 @@ def test_extra_inputs_that_are_given():
 def test_extra_inputs_of_the_mean_field():
     classifier, (w1, w2), (b1, b2) = two_layers()
     mean_field = classifier.extra_inputs
-    mean_field.max_updates, mean_field.tolerance = 10_000, 0.0
+    mean_field.max_updates, mean_field.tolerance = 10_000, 1e-13
     v = uniform((6, 4), 0, 1)
     q2 = classifier.extra(v)
     # A fixed point of both updates; the first layer then computes q(h1 | v) of the deep machine.
     q1 = torch.sigmoid(v @ w1 + q2 @ w2.T + b1)
     close(torch.sigmoid(q1 @ w2 + b2), q2)
     close(classifier.layers[0](torch.cat([v, q2], 1)), q1)
-    assert "extra_inputs.weight1" in classifier.state_dict()
+    assert "extra_inputs.weight_1" in classifier.state_dict()
     assert all("extra_inputs" not in name for name, _ in classifier.named_parameters())
 
 
-def test_mean_field_raises_the_bound():
-    _, (w1, w2), (b1, b2) = two_layers()
+def random_dbm(sizes=(3, 3, 2), hidden="bernoulli", **options) -> nn.DBM:
+    own = {"categorical": {"num_states": 3}, "multinomial": {"total_count": 3}}
+    families = [hidden] * len(sizes) if isinstance(hidden, str) else hidden
+    module = nn.DBM(
+        4,
+        list(sizes),
+        hidden=families,
+        hidden_options=[own.get(family, {}) for family in families],
+        dtype=torch.float64,
+        **options,
+    )
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            tensor.copy_(uniform(tuple(tensor.shape), 0.2 if "precision" in name else -0.5, 0.5))
+    return module
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize(
+    "hidden", ["bernoulli", ["ising", "categorical", "bernoulli"], ["relu", "ising", "multinomial"]]
+)
+def test_network_of_a_deep_machine_computes_its_mean_field(hidden, centered):
+    """Layer by layer, at the fixed point: the network of section 3.3 at any depth."""
+    module = random_dbm((3, 6, 3), hidden, centered=centered)
+    classifier = FeedForwardClassifier.from_dbm(
+        module, 5, mean_field_tolerance=1e-13, max_mean_field_updates=5000, seed=0
+    )
     v = uniform((6, 4), 0, 1)
+    found = module(validate_args=False).mean_field(v, tolerance=1e-13, max_updates=5000)
+    extra = classifier.extra(v)
+    close(extra, torch.cat(found.means[1:], -1))
+    assert [layer.weight.shape for layer in classifier.layers] == [(10, 3), (6, 6), (6, 3)]
+    x = torch.cat([v, extra[:, :6]], -1)
+    for layer, mean, above in zip(
+        classifier.layers, found.means, [extra[:, 6:], extra[:, :0], None], strict=True
+    ):
+        x = layer(x)
+        torch.testing.assert_close(x, mean, rtol=1e-9, atol=1e-9)
+        x = x if above is None else torch.cat([x, above], -1)
+    close(classifier(v), classifier.head(found.means[2]))
+    assert classifier.num_visible == 4
+    # Parameters of the machine are no parameters of the network.
+    assert all("extra_inputs" not in name for name, _ in classifier.named_parameters())
+    with torch.no_grad():
+        module.weights[1].add_(1.0)
+    close(classifier.extra(v), extra)
 
-    def bound(q1, q2):
-        entropy = sum(-(q * q.log() + (1 - q) * (1 - q).log()).sum(-1) for q in (q1, q2))
-        energy = (q1 * (v @ w1 + b1)).sum(-1) + (q2 * (q1 @ w2 + b2)).sum(-1)
-        return energy + entropy
 
-    values = []
-    for n in (1, 2, 3, 20):
-        q2 = TopLayerMeanField(w1, w2, b1, b2, max_updates=n, tolerance=0.0)(v)
-        values.append(bound(torch.sigmoid(v @ w1 + q2 @ w2.T + b1), q2))
-    for earlier, later in pairwise(values):
-        assert (later >= earlier - 1e-12).all()
-    assert (values[-1] > values[0]).all()
+@pytest.mark.parametrize("centered", [False, True])
+def test_network_of_a_deep_machine_without_extra_inputs(centered):
+    module = random_dbm((3, 2), centered=centered)
+    classifier = FeedForwardClassifier.from_dbm(module, 5, extra_inputs=False, seed=0)
+    v = uniform((6, 4), 0, 1)
+    dist = module()
+    form = dist.bipartite().canonical()
+    first = torch.sigmoid(form.hidden_bias + v @ module.weights[0])
+    second = torch.sigmoid(form.visible_bias[4:] + first @ module.weights[1])
+    close(classifier(v), classifier.head(second))
+    assert classifier.extra_inputs is None
+
+
+def test_network_of_one_hidden_layer_is_that_of_the_rbm():
+    module = random_dbm((3,), centered=True)
+    classifier = FeedForwardClassifier.from_dbm(module, 5, seed=0)
+    v = uniform((6, 4), 0, 1)
+    close(classifier.layers[0](v), module.transform(v))
+    assert classifier.extra_inputs is None
+
+
+def test_extra_inputs_move_with_the_network():
+    classifier = FeedForwardClassifier.from_dbm(random_dbm(), 5, seed=0)
+    v = uniform((6, 4), 0, 1)
+    expected = classifier(v)
+    got = classifier.float()(v.float())
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_of_extra_inputs_is_that_of_inputs():
+    classifier = FeedForwardClassifier.from_dbm(random_dbm(), 2, input_dropout=0.99, seed=0).train()
+    v = uniform((2000, 4), 0, 1)
+    seen = []
+    classifier.layers[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    classifier(v, generator=torch.Generator().manual_seed(0))
+    assert (seen[0][:, :3] != 0).all()
+    rate = (seen[0][:, 3:] != 0).double().mean().item()
+    assert abs(rate - 0.01) < 6 * (0.01 * 0.99 / 4000) ** 0.5
 
 
 def test_dropout_is_unbiased_and_only_in_training():
@@ -217,13 +287,6 @@ def test_dropout_is_unbiased_and_only_in_training():
             ValueError,
             "two hidden layers",
         ),
-        (
-            lambda: FeedForwardClassifier.from_rbms(
-                [nn.RBM(3, 2), nn.RBM(2, 2, hidden="ising")], 3, extra_inputs=True
-            ),
-            ValueError,
-            "mean field of Bernoulli",
-        ),
         (lambda: two_layers(extra_inputs=3), TypeError, "extra_inputs"),
         (
             lambda: two_layers(extra_inputs=lambda v: v)[0].extra(torch.ones(2, 4)),
@@ -236,12 +299,23 @@ def test_dropout_is_unbiased_and_only_in_training():
             ValueError,
             "y must have shape",
         ),
+        (lambda: FeedForwardClassifier.from_dbm(nn.RBM(3, 2), 3), TypeError, "nn.DBM"),
+        (lambda: FeedForwardClassifier.from_rbms(TiedRBM(3, 2), 3), TypeError, "from_dbm"),
+        (lambda: MeanFieldInputs(random_dbm((3,))()), ValueError, "two hidden layers"),
+        (lambda: MeanFieldInputs(random_dbm()(), max_updates=0), ValueError, "max_updates"),
+        (lambda: MeanFieldInputs(random_dbm()(), tolerance=-1.0), ValueError, "tolerance"),
         (
-            lambda: TopLayerMeanField(
-                torch.ones(3, 2), torch.ones(3, 2), torch.ones(2), torch.ones(2)
+            lambda: FeedForwardClassifier(
+                [
+                    MeanLayer(torch.ones(5, 3)),
+                    MeanLayer(torch.ones(3, 3)),
+                    MeanLayer(torch.ones(3, 2)),
+                ],
+                3,
+                extra_inputs=lambda v: v,
             ),
             ValueError,
-            "weight2",
+            "layer 0 has 3 outputs, but layer 1 takes 1 inputs and 2 extra ones",
         ),
     ],
 )

@@ -12,8 +12,9 @@ import click
 import torch
 
 import pyro_ebm
-from pyro_ebm import datasets, nn
+from pyro_ebm import datasets
 from pyro_ebm.cli.data import DataOptions, default_binarization
+from pyro_ebm.cli.machines import Machine
 from pyro_ebm.cli.run_folder import RunFolder
 
 __all__ = [
@@ -91,7 +92,7 @@ def check_device(name: str) -> str:
     return name
 
 
-def open_model(target: str, device: str = "cpu") -> tuple[nn.RBM, RunFolder | None]:
+def open_model(target: str, device: str = "cpu") -> tuple[Machine, RunFolder | None]:
     """A model from a run folder or a model file.
 
     :returns: the model, and its run folder if it has one.
@@ -106,18 +107,18 @@ def open_model(target: str, device: str = "cpu") -> tuple[nn.RBM, RunFolder | No
     return _load(run.model_file(), device), run
 
 
-def _load(path: Path, device: str) -> nn.RBM:
+def _load(path: Path, device: str) -> Machine:
     module = pyro_ebm.load(path, device=check_device(device))
-    if not isinstance(module, nn.RBM):
+    if not isinstance(module, Machine):
         raise ValueError(
             f"{path} holds a {type(module).__name__}, whose distribution depends on a context; the "
-            "commands take RBMs: use pyro_ebm.load() and its condition() in Python"
+            "commands take RBMs and DBMs: use pyro_ebm.load() and its condition() in Python"
         )
     return module
 
 
 def run_data(
-    module: nn.RBM, run: RunFolder | None, name: str | None, root: str | None
+    module: Machine, run: RunFolder | None, name: str | None, root: str | None
 ) -> DataOptions:
     """The data of a run; for a model file, that of ``--data``.
 

@@ -6,12 +6,15 @@
 from typing import Any
 
 import click
+import torch
 
 from pyro_ebm import nn
 from pyro_ebm.cli.commands.common import open_model
 from pyro_ebm.cli.errors import Command
 from pyro_ebm.cli.evaluation import describe_evaluation
+from pyro_ebm.cli.machines import Machine
 from pyro_ebm.cli.run_folder import RunFolder
+from pyro_ebm.training.weights import weights_of
 
 __all__ = ["info_command"]
 
@@ -37,18 +40,23 @@ def info_command(model: str) -> None:
         click.echo(f"not evaluated yet: pyro-ebm evaluate {run}")
 
 
-def _model_lines(module: nn.RBM) -> dict[str, Any]:
+def _model_lines(module: Machine) -> dict[str, Any]:
     config = module.config()
-    sides = {
-        side: f"{config[f'num_{side}']} {config[side]} units" for side in ("visible", "hidden")
-    }
+    sides = {"visible": f"{config['num_visible']} {config['visible']} units"}
+    sizes, families = config["num_hidden"], config["hidden"]
+    if isinstance(module, nn.DBM):
+        layers = zip(sizes, families, strict=True)
+        sides["hidden"] = ", ".join(f"{size} {family}" for size, family in layers) + " units"
+    else:
+        sides["hidden"] = f"{sizes} {families} units"
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    weight = module.get_parameter("weight")
-    dtype = str(weight.dtype).removeprefix("torch.")
+    weights = weights_of(module)
+    norm = torch.stack([weight.detach().norm() for weight in weights]).norm().item()
+    dtype = str(weights[0].dtype).removeprefix("torch.")
     return {
         "class": f"{type(module).__name__}, {'centred' if config['centered'] else 'not centred'}",
         **sides,
-        "parameters": f"{count:,} learnable, {dtype}, weight norm {weight.norm().item():.3f}",
+        "parameters": f"{count:,} learnable, {dtype}, weight norm {norm:.3f}",
     }
 
 

@@ -23,13 +23,14 @@ def plot_command(run_dir: str, root: str | None, quiet: bool) -> None:
     """Draw the filters, the history, samples and energies of a run.
 
     RUN_DIR receives filters.png, history.png, samples.png and energy.png. Samples are those of
-    "pyro-ebm sample", or of short chains if there are none yet.
+    "pyro-ebm sample", or of short chains if there are none yet. Filters of the upper layers of a
+    deep machine, projected to the pixels, go to filters-h2.png and so on.
     """
     module, _ = open_model(run_dir)
     run = RunFolder(run_dir)
     settings = run_data(module, run, None, root)
     images = settings.load(progress=not quiet)
-    written = [draw_filters(module, images, run.file("filters.png"))]
+    written = draw_filters(module, images, run.file("filters.png"))
     if run.file("history.json").is_file():
         records = run.read_json("history.json")
         written.append(plotting.save(plotting.history(records), run.file("history.png")))

@@ -31,6 +31,27 @@ __all__ = ["train_command"]
 
 _VISIBLE = ("bernoulli", "ising", "gaussian")
 _HIDDEN = ("bernoulli", "ising", "gaussian", "relu")
+
+
+class ByLayer(click.ParamType):  # type: ignore[type-arg]
+    """A value of every hidden layer, with commas between them, as a list.
+
+    :param click.ParamType kind: of one value.
+    """
+
+    def __init__(self, kind: "click.ParamType[Any]") -> None:
+        self.kind = kind
+        self.name = f"{kind.name},..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[Any]:
+        """See :meth:`click.ParamType.convert`."""
+        if isinstance(value, list):
+            return value
+        return [self.kind.convert(part, param, ctx) for part in str(value).split(",")]
+
+
 #: Options that may be given together with --resume; the others are those of the run.
 _WITH_RESUME = {"data", "output", "resume", "epochs", "threads", "quiet"}
 
@@ -40,7 +61,13 @@ _WITH_RESUME = {"data", "output", "resume", "epochs", "threads", "quiet"}
 @click.option(
     "-o", "--output", required=True, type=click.Path(file_okay=False), help="The run folder."
 )
-@click.option("--hidden", type=click.IntRange(1), default=64, help="Hidden units.")
+@click.option(
+    "--hidden",
+    type=ByLayer(click.IntRange(1)),
+    default="64",
+    help="Hidden units; of the layers of a deep machine with commas between them, such as 500,1000, "
+    "the lowest one first.",
+)
 @click.option("--epochs", type=click.IntRange(0), default=20, help="Passes over the data.")
 @click.option("--batch-size", type=click.IntRange(1), default=100, help="Rows per update.")
 @click.option(
@@ -86,7 +113,11 @@ _WITH_RESUME = {"data", "output", "resume", "epochs", "threads", "quiet"}
     "--visible-units", type=click.Choice(_VISIBLE), default="bernoulli", help="Visible family."
 )
 @click.option(
-    "--hidden-units", type=click.Choice(_HIDDEN), default="bernoulli", help="Hidden family."
+    "--hidden-units",
+    type=ByLayer(click.Choice(_HIDDEN)),
+    default="bernoulli",
+    help=f"Hidden family, out of {', '.join(_HIDDEN)}; one for all layers, or one of each with commas "
+    "between them.",
 )
 @click.option(
     "--binarize",
@@ -133,7 +164,7 @@ _WITH_RESUME = {"data", "output", "resume", "epochs", "threads", "quiet"}
 def train_command(
     ctx: click.Context, /, data: str | None, output: str, resume: bool, **options: Any
 ) -> None:
-    """Train an RBM by (persistent) contrastive divergence.
+    """Train an RBM or a deep Boltzmann machine by (persistent) contrastive divergence.
 
     DATA is a set of images: digits comes with scikit-learn, the others are found or downloaded.
     --output receives config.json, checkpoint.safetensors, model.safetensors and the metrics of every
@@ -193,10 +224,16 @@ def _data_options(name: str, options: dict[str, Any]) -> DataOptions:
 
 
 def _model_options(options: dict[str, Any]) -> dict[str, Any]:
+    sizes, families = options["hidden"], options["hidden_units"]
+    if len(families) not in (1, len(sizes)):
+        raise click.UsageError(
+            f"--hidden-units: one family, or as many as layers of --hidden ({len(sizes)}), got "
+            f"{len(families)}"
+        )
     return {
-        "num_hidden": options["hidden"],
+        "num_hidden": sizes if len(sizes) > 1 else sizes[0],
         "visible": options["visible_units"],
-        "hidden": options["hidden_units"],
+        "hidden": families if len(families) > 1 else families[0],
         "centered": options["centered"],
         "seed": options["seed"],
     }

@@ -13,6 +13,7 @@ from pyro_ebm.distributions.units.continuous import Gaussian, ReLU
 from pyro_ebm.distributions.units.discrete import Bernoulli, Categorical, Ising, Multinomial
 from pyro_ebm.distributions.units.low_rank_gaussian import LowRankGaussian
 from pyro_ebm.distributions.units.mixed import Mixed
+from pyro_ebm.distributions.units.tied import TiedCopies
 
 __all__ = [
     "Bernoulli",
@@ -23,5 +24,6 @@ __all__ = [
     "Mixed",
     "Multinomial",
     "ReLU",
+    "TiedCopies",
     "Unit",
 ]

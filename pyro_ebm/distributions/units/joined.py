@@ -6,12 +6,13 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Size, Tensor
+from torch import Size
 
 from pyro_ebm.distributions.units.base import Unit
 from pyro_ebm.distributions.units.continuous import Gaussian, ReLU
 from pyro_ebm.distributions.units.discrete import Bernoulli, Categorical, Ising
 from pyro_ebm.distributions.units.mixed import Mixed
+from pyro_ebm.ops.shapes import broadcast_shapes
 
 __all__ = ["join_units"]
 
@@ -47,12 +48,21 @@ def _are_one_family(first: Unit, second: Unit) -> bool:
 
 
 def _joined(first: Unit, second: Unit) -> Unit:
-    """One layer of two of a family."""
+    """One layer of two of a family. A parameter has the batch axes that it had in one of them: the precision
+    of layers whose locations alone differ by row stays that of all rows."""
     axis = -first.parameter_dim
-    batch = torch.broadcast_shapes(first.batch_shape, second.batch_shape)
-    parts: dict[str, list[Tensor]] = {name: [] for name in first.parameters}
-    for unit in (first, second):
-        event = Size((unit.num_units, *unit._shape[len(unit._shape) + axis + 1 :]))
-        for name, parameter in unit.parameters.items():
-            parts[name].append(parameter.expand(*batch, *event))
-    return first.replace(**{name: torch.cat(values, axis) for name, values in parts.items()})
+    joined = {}
+    for name in first.parameters:
+        parts = []
+        for unit in (first, second):
+            own = unit.parameters[name]
+            event = Size((unit.num_units, *unit._shape[len(unit._shape) + axis + 1 :]))
+            batch = own.shape[: own.dim() - len(event)]
+            parts.append((own, batch, event))
+        try:
+            shape = broadcast_shapes([batch for _, batch, _ in parts])
+        except RuntimeError as error:
+            got = [tuple(batch) for _, batch, _ in parts]
+            raise ValueError(f"batch shapes of the layers do not broadcast: {got}") from error
+        joined[name] = torch.cat([own.expand(*shape, *event) for own, _, event in parts], axis)
+    return first.replace(**joined)

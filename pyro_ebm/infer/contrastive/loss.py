@@ -50,6 +50,13 @@ class ContrastiveDivergence(ELBO):
     matters for the gradient too where the site depends on another latent variable that is enumerated
     or has a score-function gradient, as in a mixture of machines. Second derivatives are wrong.
 
+    **Deep machines.** For a :class:`~pyro_ebm.distributions.DBM` the two terms are those of [3]: its
+    ``log_prob`` is the mean-field bound, and :math:`s` is the mean of :math:`-F` of states of all even
+    layers, so that the gradient is that of the bound less log Z, without approximation of the latter.
+    Chains, ``kernel``, ``log_partition`` and ``side`` are those of
+    :meth:`~pyro_ebm.distributions.DBM.bipartite`. A chain that starts at a row has its further even layers
+    drawn from the mean field given the row.
+
     Where the visible units are Gaussian and the hidden ones finite, the chains are of the hidden layer:
     :math:`s` is the mean of :math:`-F(\tilde h)`, the free energy of hidden states with the visible
     layer integrated out. The expected gradient is the same, its variance is lower, and where it is
@@ -69,6 +76,8 @@ class ContrastiveDivergence(ELBO):
 
     [2] *Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient*,
     Tijmen Tieleman (2008)
+
+    [3] *Deep Boltzmann machines*, Ruslan Salakhutdinov, Geoffrey Hinton (2009)
 
     :param int num_steps: transitions of every chain per gradient.
     :param bool persistent: whether chains go on from step to step; else they start at the site's value.
@@ -145,7 +154,7 @@ class ContrastiveDivergence(ELBO):
         self.log_partition = log_partition
         self.elbo: Any = elbo
         #: Persistent chains by site, shape ``(num_chains,) + parameter batch shape + (size,)``: states
-        #: of the layer that :attr:`sides` tells.
+        #: of the layer that :attr:`sides` tells; of a deep machine all even (or odd) layers.
         self.chains: dict[str, Tensor] = {}
         #: What else the state of a persistent kernel consists of, by site: the replicas of tempering.
         self.kernel_states: dict[str, dict[str, Tensor]] = {}

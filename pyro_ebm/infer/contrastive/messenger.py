@@ -4,7 +4,7 @@
 """Replaces the machines of a model by normalised ones while it runs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyro.distributions.torch_distribution import (
@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 from torch.distributions import Independent
 
-from pyro_ebm.distributions import RBM, EnergyBased
+from pyro_ebm.distributions import DBM, RBM, EnergyBased
 from pyro_ebm.infer.contrastive.rows import (
     SiteRows,
     check_key,
@@ -33,7 +33,8 @@ class MachineSite:
     """What the negative phase needs to know about a sample site.
 
     :param str name: its name.
-    :param RBM dist: the compact machine.
+    :param RBM dist: the compact machine; of a deep one the machine between its even and odd layers.
+    :param deep: the deep machine, None for an RBM.
     :param batch_shape: its batch shape in the plates that have been met.
     :param key: the user's ``infer={"chain_key": ...}``; None if there is none.
     :param mask: which rows are not masked out; all if None.
@@ -42,6 +43,7 @@ class MachineSite:
 
     name: str
     dist: RBM
+    deep: DBM | None
     batch_shape: Size
     key: Tensor | None
     mask: Tensor | None
@@ -50,8 +52,10 @@ class MachineSite:
     def rows(self, value: Tensor) -> SiteRows:
         """The rows of a value by the machine that they belong to."""
         if self.key is None:
-            return rows_by_parameters(self.dist, value, self.mask)
-        return rows_by_key(self.dist, value, self.key, self.batch_shape, self.mask)
+            rows = rows_by_parameters(self.dist, value, self.mask)
+        else:
+            rows = rows_by_key(self.dist, value, self.key, self.batch_shape, self.mask)
+        return rows if self.deep is None else replace(rows, deep=self.deep)
 
 
 class NormalizeMessenger(Messenger):
@@ -99,6 +103,8 @@ class NormalizeMessenger(Messenger):
 
     def _surrogate(self, fn: EnergyBased, msg: Any, mask: Tensor | None) -> SurrogateNormalized:
         name, dist, key = msg["name"], fn.compact(), msg["infer"].get("chain_key")
+        deep = dist if isinstance(dist, DBM) else None
+        dist = dist if deep is None else deep.bipartite()
         if not isinstance(dist, RBM):
             raise TypeError(f"site {name!r}: no negative phase is known for {type(fn).__name__}")
         if key is not None:
@@ -106,7 +112,7 @@ class NormalizeMessenger(Messenger):
         elif self._persistent:
             self._refuse_row_parameters(dist, msg)
         enumerated = not msg["is_observed"] and msg["infer"].get("enumerate") is not None
-        site = MachineSite(name, dist, fn.batch_shape, key, mask, enumerated)
+        site = MachineSite(name, dist, deep, fn.batch_shape, key, mask, enumerated)
         return SurrogateNormalized(fn, lambda value: self._log_partition(site, value))
 
     @staticmethod

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.distributions import DBM, RBM, GibbsSweep
 from pyro_ebm.infer.contrastive.rows import SiteRows
 from pyro_ebm.infer.mcmc import VectorizedKernel, run_kernel
 
-__all__ = ["mean_score", "move_chains", "start_chains"]
+__all__ = ["even_states", "mean_score", "move_chains", "start_chains"]
 
 
 def start_chains(rows: SiteRows, num_chains: int | None) -> tuple[Tensor, Tensor | None]:
@@ -21,9 +21,16 @@ def start_chains(rows: SiteRows, num_chains: int | None) -> tuple[Tensor, Tensor
     :param SiteRows rows: the rows.
     :param int num_chains: chains of every machine: a random choice of its rows that are not masked
         out, with repetition only if there are too few; all rows if None.
-    :returns: states of shape ``(num_chains,) + machine.batch_shape + (V,)``, and where all rows are
-        taken which of them count (all if None).
+    :returns: states of the machine's visible layer (of a deep machine all even layers), shape
+        ``(num_chains,) + machine.batch_shape + (V,)``, and where all rows are taken which of them count (all
+        if None).
     """
+    values, mask = _choose_rows(rows, num_chains)
+    return (values if rows.deep is None else even_states(rows.deep, values)), mask
+
+
+def _choose_rows(rows: SiteRows, num_chains: int | None) -> tuple[Tensor, Tensor | None]:
+    """Rows of every machine, and which of them count."""
     values, mask = rows.values, rows.mask
     count = len(values)
     if num_chains is None:
@@ -37,6 +44,21 @@ def start_chains(rows: SiteRows, num_chains: int | None) -> tuple[Tensor, Tensor
     else:
         index = torch.arange(num_chains, device=values.device) % count
     return values[index], None
+
+
+@torch.no_grad()
+def even_states(dbm: DBM, v: Tensor) -> Tensor:
+    """States of all even layers at visible ones, those above drawn from the mean field given them.
+
+    :param DBM dbm: the machine, without a batch shape.
+    :param Tensor v: shape ``(..., V)``.
+    :returns: one layer after the other, see :meth:`~pyro_ebm.distributions.DBM.join_even`.
+    """
+    if dbm.depth == 1:
+        return v
+    thetas = dbm.mean_field(v).thetas
+    above = [dbm.units[i].natural_sample(thetas[i - 1]) for i in range(2, dbm.depth + 1, 2)]
+    return dbm.join_even([v, *above])
 
 
 def _choice(values: Tensor, mask: Tensor, num_chains: int) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Size, Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.ops.grouping import RowGroups
 from pyro_ebm.ops.linear import chain_axes
 
@@ -21,12 +21,14 @@ class SiteRows:
     """The values of a site, gathered by machine.
 
     :param RBM machine: the machines, of any batch shape.
-    :param Tensor values: their rows, shape ``(count,) + machine.batch_shape + (V,)``.
+    :param Tensor values: their rows, visible states, shape ``(count,) + machine.batch_shape + (V,)``.
     :param mask: which of them count (not masked out, no padding), boolean of shape
         ``(count,) + machine.batch_shape``; all if None.
     :param keys: the key of every machine where rows have keys; the batch shape is then ``(len(keys),)``.
     :param position: the machine of every row, shape of the site's batch; None if the machines' batch
         shape broadcasts with it already.
+    :param deep: the deep machine that the site is; ``machine`` is then the one between its even and odd
+        layers, while the rows are visible states.
     """
 
     machine: RBM
@@ -34,6 +36,7 @@ class SiteRows:
     mask: Tensor | None = None
     keys: tuple[int, ...] | None = None
     position: Tensor | None = None
+    deep: DBM | None = None
 
     def spread(self, per_machine: Tensor) -> Tensor:
         """Numbers of the machines as numbers of the rows that belong to them.

@@ -10,6 +10,8 @@ from pyro_ebm.infer.log_partition.bidirectional import bidirectional_log_partiti
 from pyro_ebm.infer.log_partition.bracket import LogPartitionBracket
 from pyro_ebm.infer.log_partition.combine import combine_estimates
 from pyro_ebm.infer.log_partition.compare import LogPartitionComparison, compare_log_partition
+from pyro_ebm.infer.log_partition.deep_estimate import DeepLogLikelihood
+from pyro_ebm.infer.log_partition.deep_likelihood import deep_log_likelihood
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate, LogPartitionWarning
 from pyro_ebm.infer.log_partition.exact import exact_log_partition
 from pyro_ebm.infer.log_partition.likelihood import log_likelihood, pseudo_log_likelihood
@@ -27,6 +29,7 @@ from pyro_ebm.infer.log_partition.trajectory import trajectory_log_partition
 
 __all__ = [
     "AIS",
+    "DeepLogLikelihood",
     "LogLikelihoodEstimate",
     "LogPartitionBracket",
     "LogPartitionComparison",
@@ -41,6 +44,7 @@ __all__ = [
     "bracket_log_partition",
     "combine_estimates",
     "compare_log_partition",
+    "deep_log_likelihood",
     "estimate_log_partition",
     "exact_log_partition",
     "exact_moments",

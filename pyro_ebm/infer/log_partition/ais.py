@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.infer.log_partition.annealing import AnnealingPlan, AnnealingRun
 from pyro_ebm.infer.log_partition.bracket import LogPartitionBracket
 from pyro_ebm.infer.log_partition.combine import combine_estimates
+from pyro_ebm.infer.log_partition.deep_side import Side, as_side
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate
 from pyro_ebm.infer.log_partition.resume import ResumeFile
 from pyro_ebm.infer.log_partition.reverse_start import ReverseStart
 from pyro_ebm.infer.log_partition.transitions import MakeKernel, check_kernel, check_path
-from pyro_ebm.infer.paths import GeometricPath, Path, base_unit
+from pyro_ebm.infer.paths import GeometricPath, Path
 
 __all__ = ["bracket_log_partition", "estimate_log_partition"]
 
@@ -27,12 +28,13 @@ _METHODS = ("ais", "reverse-ais")
 
 
 def estimate_log_partition(
-    dist: RBM,
+    dist: RBM | DBM,
     method: str = "ais",
     *,
     num_chains: int = 100,
     num_temperatures: int = 10_000,
     base: Tensor | str | None = None,
+    side: str = "auto",
     schedule: str | Tensor = "linear",
     path: Path | None = None,
     kernel: MakeKernel | None = None,
@@ -57,6 +59,15 @@ def estimate_log_partition(
     weights and moved by ``dist.num_gibbs_steps`` sweeps, which is an approximation. Samples of parallel
     tempering, as ``initial``, are better.
 
+    **Deep machines.** The states of a DBM that are annealed are those of its even layers, the odd ones being
+    summed out, or the other way round (``side``); the settings tell which are ``"summed_out"``. A sweep costs
+    the same either way. Even layers are the default, because the visible layer, whose biases are the
+    strong ones, then keeps them (or data means) in the base, where a layer that is summed out starts
+    without a field. On two machines trained on 8 x 8 digits (64-20-12 and 64-16-14-10 bits, 100
+    temperatures) log-weights had standard deviations of 0.46 and 0.36 with even layers from data means,
+    0.51 and 0.41 from their own biases, 0.95 and 1.01 from a uniform base; with odd layers 0.58 and 0.45
+    from their biases, 0.49 and 0.35 from a uniform base, which is then the one to choose.
+
     **Long runs.** ``chunk_size`` chains are annealed at a time, in memory that does not depend on
     ``num_chains``; results depend on the size of the chunks, since one generator draws for all of them
     in turn, and a forward run is resampled within its chunk. With ``checkpoint`` the state is saved
@@ -74,13 +85,16 @@ def estimate_log_partition(
     [3] *Accurate and conservative estimates of MRF log-likelihood using reverse annealing*,
     Yuri Burda, Roger Grosse, Ruslan Salakhutdinov (2015)
 
-    :param RBM dist: the machine, with any batch shape; an attached log Z is ignored.
+    :param dist: an RBM or a DBM, with any batch shape; an attached log Z is ignored.
     :param str method: "ais" or "reverse-ais".
     :param int num_chains: independent annealing runs of every seed, at least 2.
     :param int num_temperatures: steps of the ladder.
     :param base: the visible layer at inverse temperature 0: None for the machine's own visible
         biases, "uniform" (finite supports only), or data means, shape ``(..., V)``
-        that broadcasts to the machine's.
+        that broadcasts to the machine's. Of a DBM, means are those of the visible layer; the other even
+        layers keep their biases. ("uniform" is of all of them.)
+    :param str side: layers of a DBM whose states are annealed: "even", "odd" (not with data means), or "auto"
+        for the even ones.
     :param schedule: "linear", "salakhutdinov-murray", "adaptive" (equal loss of effective sample
         size, from a pilot run of a tenth of the length), or a tensor that increases from 0 to 1.
     :param Path path: the path to the machine in the place of the geometric one from ``base``, such as a
@@ -89,7 +103,8 @@ def estimate_log_partition(
         Gibbs sweep, such as ``lambda dist: GibbsLangevin(dist, -0.5)``. It leaves its machine
         invariant and does not adapt. It draws from the run's generator if it has none of its own.
     :param Tensor initial: samples of ``dist`` to start reverse chains from, shape
-        ``(num_chains,) + dist.parameter_batch_shape + (V,)`` (the batch shape before any expand).
+        ``(num_chains,) + dist.parameter_batch_shape + (V,)`` (the batch shape before any expand). Of a
+        DBM, states of all layers of the side, as :meth:`DBM.join_even` puts them together.
     :param str start: where reverse chains start: "given" (``initial``), "exact", "forward", or
         "auto", the first of these that can be had.
     :param seed: seed of a generator of its own; the global generator if None. Several seeds are run one
@@ -100,7 +115,7 @@ def estimate_log_partition(
         kernels without a generator of their own.
     :param float checkpoint_seconds: time between two writings.
     :param bool progress: whether to show a progress bar.
-    :raises TypeError: if ``dist`` is no RBM, ``path`` no Path, or ``kernel`` makes no kernel of ours.
+    :raises TypeError: if ``dist`` is no RBM or DBM, ``path`` no Path, or ``kernel`` makes no kernel of ours.
     :raises ValueError: for impossible options, if Z is infinite, or if the checkpoint is damaged or
         of another run.
 
@@ -118,6 +133,7 @@ def estimate_log_partition(
             num_chains=num_chains,
             num_temperatures=num_temperatures,
             base=base,
+            side=side,
             schedule=schedule,
             path=path,
             kernel=kernel,
@@ -136,7 +152,7 @@ def estimate_log_partition(
 
 
 def bracket_log_partition(
-    dist: RBM,
+    dist: RBM | DBM,
     *,
     seed: int | Sequence[int] | None = None,
     initial: Tensor | None = None,
@@ -146,7 +162,7 @@ def bracket_log_partition(
 ) -> LogPartitionBracket:
     """Estimate log Z from below and from above; warns if the two contradict each other.
 
-    :param RBM dist: the machine.
+    :param dist: an RBM or a DBM.
     :param seed: seeds, as for :func:`estimate_log_partition`; the reverse run uses those that follow the
         largest of them.
     :param Tensor initial: samples of ``dist`` to start reverse chains from.
@@ -181,6 +197,7 @@ class _Options:
     num_chains: int = 100
     num_temperatures: int = 10_000
     base: Tensor | str | None = None
+    side: str = "auto"
     schedule: str | Tensor = "linear"
     path: Path | None = None
     kernel: MakeKernel | None = None
@@ -234,12 +251,12 @@ def _random_seed() -> int:
     return int(torch.randint(2**31, ()))
 
 
-def _estimate(dist: RBM, method: str, options: _Options) -> LogPartitionEstimate:
-    if not isinstance(dist, RBM):
-        raise TypeError(f"dist must be an RBM, got {type(dist).__name__}")
+def _estimate(dist: RBM | DBM, method: str, options: _Options) -> LogPartitionEstimate:
+    chosen = as_side(dist, options.base, options.side)
+    machine = chosen.machine
     options.check(method)
-    dist.check_normalizable()
-    plan, seeds = _plan(dist, method, options), options.seeds()
+    machine.check_normalizable()
+    plan, seeds = _plan(chosen, method, options), options.seeds()
     file = None
     if options.checkpoint is not None:
         fingerprint = {
@@ -252,11 +269,11 @@ def _estimate(dist: RBM, method: str, options: _Options) -> LogPartitionEstimate
         seeds = [_random_seed() if seed is None else seed for seed in seeds]
     run = AnnealingRun(plan, seeds, file, description=method, progress=options.progress)
     log_weights = run()
-    settings = _settings(dist, method, options, plan)
+    settings = _settings(chosen, method, options, plan)
     settings["seconds"] = round(run.seconds / len(run.seeds), 3)
     estimates = [
         LogPartitionEstimate.from_log_weights(
-            _expanded(weights, dist, plan.path),
+            _expanded(weights, machine, plan.path),
             settings | {"seed": seed},
             reverse=method == "reverse-ais",
             warn=False,
@@ -268,10 +285,10 @@ def _estimate(dist: RBM, method: str, options: _Options) -> LogPartitionEstimate
     return combine_estimates(estimates, warn=False)
 
 
-def _plan(dist: RBM, method: str, options: _Options) -> AnnealingPlan:
-    path = options.path
+def _plan(chosen: Side, method: str, options: _Options) -> AnnealingPlan:
+    dist, path = chosen.machine, options.path
     if path is None:
-        path = GeometricPath(dist, base_unit(dist, options.base))
+        path = GeometricPath(dist, chosen.base)
     else:
         check_path(path, dist)
     if options.kernel is not None:
@@ -290,9 +307,10 @@ def _plan(dist: RBM, method: str, options: _Options) -> AnnealingPlan:
     )
 
 
-def _settings(dist: RBM, method: str, options: _Options, plan: AnnealingPlan) -> dict[str, Any]:
-    base, schedule = options.base, options.schedule
+def _settings(chosen: Side, method: str, options: _Options, plan: AnnealingPlan) -> dict[str, Any]:
+    base, schedule, dist = options.base, options.schedule, chosen.machine
     settings = {
+        **chosen.settings,
         "method": method,
         "num_chains": options.num_chains,
         "num_temperatures": plan.num_steps,

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Size, Tensor
 
-from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.distributions import DBM, RBM, GibbsSweep
+from pyro_ebm.distributions.units import Unit
+from pyro_ebm.infer.log_partition.deep_side import as_side
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate
 from pyro_ebm.infer.log_partition.transitions import (
     MakeKernel,
@@ -58,7 +60,7 @@ class AIS(MachineKernel):
 
     [1] *Annealed importance sampling*, Radford Neal (2001)
 
-    :param target: an RBM with any batch shape, or a Pyro model with one latent site, as for
+    :param target: an RBM or a DBM with any batch shape, or a Pyro model with one latent site, as for
         :class:`~pyro_ebm.infer.BlockGibbs`; log Z is then that of the posterior :attr:`target`.
     :param int num_temperatures: steps of every annealing run.
     :param base: the visible layer at the start, as for
@@ -86,10 +88,10 @@ class AIS(MachineKernel):
 
     def __init__(
         self,
-        target: RBM | Callable[..., Any],
+        target: RBM | DBM | Callable[..., Any],
         num_temperatures: int = 1000,
         *,
-        base: Tensor | str | None = None,
+        base: Unit | Tensor | str | None = None,
         schedule: str | Tensor = "linear",
         kernel: MakeKernel | None = None,
         path: Path | None = None,
@@ -99,6 +101,8 @@ class AIS(MachineKernel):
             raise ValueError(f"num_temperatures must be at least 1, got {num_temperatures}")
         if path is not None and base is not None:
             raise ValueError("give base or path, not both: the path has its own base")
+        if isinstance(target, DBM) and isinstance(base, Tensor):
+            base = as_side(target, base).base  # the visible layer is not all of the even ones
         self.num_temperatures = num_temperatures
         self.base, self.schedule, self.kernel, self.path = base, schedule, kernel, path
         super().__init__(target, generator=generator)
@@ -174,7 +178,7 @@ class AIS(MachineKernel):
                 schedule.numel() - 1 if isinstance(schedule, Tensor) else self.num_temperatures
             ),
             "schedule": schedule if isinstance(schedule, str) else "given",
-            "base": "data means" if isinstance(base, Tensor) else base or "visible biases",
+            "base": "data means" if isinstance(base, Tensor | Unit) else base or "visible biases",
             "seed": None,
         }
         if self.path is not None:

@@ -15,14 +15,15 @@ from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid
 from tqdm.auto import tqdm
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.distributions.enumeration import enumerable_side
 from pyro_ebm.distributions.sampling import MAX_EXACT_STATES
 from pyro_ebm.infer.log_partition.ais import estimate_log_partition
 from pyro_ebm.infer.log_partition.bennett import bennett_acceptance_ratio, jackknife_error
+from pyro_ebm.infer.log_partition.deep_side import Side, as_side
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate, LogPartitionWarning
 from pyro_ebm.infer.log_partition.tempered_start import TemperedStart, tempered_start
-from pyro_ebm.infer.paths import GeometricPath, base_unit, inverse_temperatures
+from pyro_ebm.infer.paths import GeometricPath, inverse_temperatures
 from pyro_ebm.ops.numerics import effective_sample_size
 
 __all__ = ["bidirectional_log_partition"]
@@ -33,11 +34,12 @@ _LOW_ESS = 0.1
 
 
 def bidirectional_log_partition(
-    dist: RBM,
+    dist: RBM | DBM,
     *,
     num_chains: int = 100,
     num_temperatures: int = 10_000,
     base: Tensor | str | None = None,
+    side: str = "auto",
     schedule: str | Tensor = "linear",
     initial: Tensor | str | None = None,
     tempering_sweeps: int = 4000,
@@ -68,10 +70,11 @@ def bidirectional_log_partition(
     [2] *Entropy production fluctuation theorem and the nonequilibrium work relation for free energy
     differences*, Gavin Crooks (1999)
 
-    :param RBM dist: the machine, with any batch shape; an attached log Z is ignored.
+    :param dist: an RBM or a DBM, with any batch shape; an attached log Z is ignored.
     :param int num_chains: annealing runs in each direction, at least 2.
     :param int num_temperatures: steps of the ladder.
     :param base: as for :func:`estimate_log_partition`.
+    :param str side: layers of a DBM whose states are annealed, as for :func:`estimate_log_partition`.
     :param schedule: as for :func:`estimate_log_partition`; both directions use the same temperatures.
     :param initial: where reverse chains start: ``"exact"``, ``"tempering"``, or independent samples of
         the machine, shape ``(num_chains,) + dist.parameter_batch_shape + (V,)``; exact where possible if
@@ -90,12 +93,12 @@ def bidirectional_log_partition(
     True
     """
     started = time.perf_counter()
-    path = _path(dist, base, seed)
+    path = _path(as_side(dist, base, side), seed)
     if num_chains < 2:
         raise ValueError(f"num_chains must be at least 2 for a standard error, got {num_chains}")
     temperatures = inverse_temperatures(schedule, num_temperatures, path, num_chains)
     start = None
-    if _needs_tempering(dist, initial):
+    if _needs_tempering(path.target, initial):
         with tqdm(
             total=tempering_sweeps,
             desc="tempering",
@@ -116,6 +119,7 @@ def bidirectional_log_partition(
         started,
         num_chains=num_chains,
         base=base,
+        side=side,
         temperatures=temperatures,
         schedule=schedule if isinstance(schedule, str) else "given",
         seed=seed,
@@ -124,12 +128,13 @@ def bidirectional_log_partition(
 
 
 def bidirectional_estimate(
-    dist: RBM,
+    dist: RBM | DBM,
     start: TemperedStart | None,
     started: float,
     *,
     num_chains: int,
     base: Tensor | str | None,
+    side: str = "auto",
     temperatures: Sequence[float],
     schedule: str,
     seed: int | None,
@@ -144,6 +149,7 @@ def bidirectional_estimate(
     """
     options: dict[str, Any] = {
         "base": base,
+        "side": side,
         "schedule": torch.tensor(temperatures, dtype=torch.float64),
         "progress": progress,
     }
@@ -191,14 +197,13 @@ def grouped(reverse: LogPartitionEstimate, start: TemperedStart | None) -> LogPa
     )
 
 
-def _path(dist: RBM, base: Tensor | str | None, seed: int | None) -> GeometricPath:
-    if not isinstance(dist, RBM):
-        raise TypeError(f"dist must be an RBM, got {type(dist).__name__}")
+def _path(chosen: Side, seed: int | None) -> GeometricPath:
+    dist = chosen.machine
     dist.check_normalizable()
     generator = None
     if seed is not None:
         generator = Generator(device=dist.weight.device).manual_seed(seed + 2)
-    return GeometricPath(dist, base_unit(dist, base), generator)
+    return GeometricPath(dist, chosen.base, generator)
 
 
 def _needs_tempering(dist: RBM, initial: Tensor | str | None) -> bool:

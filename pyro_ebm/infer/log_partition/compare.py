@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.infer.log_partition import report
 from pyro_ebm.infer.log_partition.compared_methods import METHODS, Job
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate, LogPartitionWarning
@@ -158,15 +158,16 @@ class LogPartitionComparison:
 
 
 def compare_log_partition(
-    dist: RBM,
+    dist: RBM | DBM,
     methods: Sequence[str] = ("ais", "reverse-ais", "bidirectional", "bar", "mbar", "ti"),
     *,
     budget: int = 1_000_000,
     num_chains: int = 100,
     num_tempering_chains: int = 20,
     base: Tensor | str | None = None,
+    side: str = "auto",
     schedule: str | Tensor = "linear",
-    checkpoints: Sequence[RBM] | None = None,
+    checkpoints: Sequence[RBM | DBM] | None = None,
     data: Tensor | None = None,
     seed: int | None = None,
     progress: bool = False,
@@ -195,12 +196,14 @@ def compare_log_partition(
     ``"bar"``, ``"mbar"`` and ``"ti"`` read one and the same run, so that they cost the budget once, and
     agree with each other more than their error bars say.
 
-    :param RBM dist: the machine, with any batch shape; an attached log Z is ignored.
+    :param dist: an RBM or a DBM, with any batch shape; an attached log Z is ignored.
     :param methods: names of the table above.
     :param int budget: sweeps of single chains of each method.
     :param int num_chains: annealing chains.
     :param int num_tempering_chains: independent sets of replicas.
     :param base: as for :func:`estimate_log_partition`.
+    :param str side: layers of a DBM whose states are moved, as for :func:`estimate_log_partition`; of
+        ``"raise"`` they are the even ones.
     :param schedule: temperatures of annealing, as for :func:`estimate_log_partition`.
     :param checkpoints: earlier machines of the same training run, for ``"trajectory-ais"``.
     :param Tensor data: rows, for ``"raise"``.
@@ -235,6 +238,7 @@ def compare_log_partition(
         seed=seed,
         progress=progress,
         names=tuple(names),
+        side=side,
     )
     job.check()
     done: dict[str, LogPartitionEstimate] = {}

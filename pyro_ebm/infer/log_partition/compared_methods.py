@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Generator, Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.infer.log_partition.ais import estimate_log_partition
 from pyro_ebm.infer.log_partition.bidirectional import (
     bidirectional_estimate,
     can_sample_exactly,
     grouped,
 )
+from pyro_ebm.infer.log_partition.deep_side import Side, as_side
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate
 from pyro_ebm.infer.log_partition.raise_ import raise_log_likelihood
 from pyro_ebm.infer.log_partition.tempered_start import (
@@ -31,7 +32,7 @@ from pyro_ebm.infer.log_partition.tempering import (
     tempering_estimates,
 )
 from pyro_ebm.infer.log_partition.trajectory import trajectory_log_partition
-from pyro_ebm.infer.paths import GeometricPath, base_unit, inverse_temperatures
+from pyro_ebm.infer.paths import GeometricPath, inverse_temperatures
 from pyro_ebm.infer.paths.moments import moment_averaged_path
 
 __all__ = ["METHODS", "Job"]
@@ -52,24 +53,22 @@ Estimates = dict[str, LogPartitionEstimate]
 class Job:
     """What :func:`~pyro_ebm.infer.compare_log_partition` was asked for."""
 
-    dist: RBM
+    dist: RBM | DBM
     budget: int
     num_chains: int
     num_tempering_chains: int
     base: Tensor | str | None
     schedule: str | Tensor
-    checkpoints: Sequence[RBM] | None
+    checkpoints: Sequence[RBM | DBM] | None
     data: Tensor | None
     seed: int | None
     progress: bool
     names: tuple[str, ...]
+    side: str = "auto"
 
     def check(self) -> None:
         """Refuse at once what would fail after minutes."""
-        if not isinstance(self.dist, RBM):
-            raise TypeError(f"dist must be an RBM, got {type(self.dist).__name__}")
-        self.dist.check_normalizable()
-        base_unit(self.dist, self.base)
+        self.chosen().machine.check_normalizable()
         for name, number in (
             ("num_chains", self.num_chains),
             ("num_tempering_chains", self.num_tempering_chains),
@@ -85,16 +84,27 @@ class Job:
         if "raise" in self.names and self.data is None:
             raise ValueError('method "raise" needs data')
 
+    def chosen(self) -> Side:
+        """The machine as an RBM, with its base."""
+        return as_side(self.dist, self.base, self.side)
+
+    @property
+    def machine(self) -> RBM:
+        """The machine as an RBM."""
+        return self.chosen().machine
+
     def seed_of(self, name: str) -> int | None:
         """A seed of its own for each method, with a few behind it."""
         return None if self.seed is None else 1000 * self.seed + 10 * list(METHODS).index(name)
 
     def path(self, name: str) -> GeometricPath:
         """A geometric path with a generator that no estimator uses."""
+        chosen = self.chosen()
         seed, generator = self.seed_of(name), None
         if seed is not None:
-            generator = Generator(device=self.dist.weight.device).manual_seed(seed + 9)
-        return GeometricPath(self.dist, base_unit(self.dist, self.base), generator)
+            device = chosen.machine.weight.device
+            generator = Generator(device=device).manual_seed(seed + 9)
+        return GeometricPath(chosen.machine, chosen.base, generator)
 
     def temperatures(self, row_sweeps: int) -> int:
         """Temperatures at which all chains can be moved once."""
@@ -114,6 +124,7 @@ def _ais(job: Job) -> Estimates:
         num_chains=job.num_chains,
         num_temperatures=steps,
         base=job.base,
+        side=job.side,
         schedule=job.schedule,
         seed=job.seed_of("ais"),
         progress=job.progress,
@@ -123,7 +134,7 @@ def _ais(job: Job) -> Estimates:
 
 def _start(job: Job, name: str, share: float) -> TemperedStart | None:
     """Samples of the machine for a share of the budget; None where exact ones cost nothing."""
-    if can_sample_exactly(job.dist):
+    if can_sample_exactly(job.machine):
         return None
     return tempered_start(
         job.path(name),
@@ -145,6 +156,7 @@ def _reverse_ais(job: Job) -> Estimates:
         num_chains=chains,
         num_temperatures=steps,
         base=job.base,
+        side=job.side,
         schedule=job.schedule,
         initial=None if start is None else start.v,
         seed=job.seed_of("reverse-ais"),
@@ -169,6 +181,7 @@ def _bidirectional(job: Job) -> Estimates:
         started,
         num_chains=job.num_chains,
         base=job.base,
+        side=job.side,
         temperatures=inverse_temperatures(job.schedule, steps, path, job.num_chains),
         schedule=job.schedule if isinstance(job.schedule, str) else "given",
         seed=job.seed_of("bidirectional"),
@@ -202,6 +215,7 @@ def _tempering(job: Job) -> Estimates:
         warmup_steps=warmup,
         betas=levels,
         base=job.base,
+        side=job.side,
         seed=job.seed_of("bar"),
         progress=job.progress,
     )
@@ -220,7 +234,7 @@ def _moment_ais(job: Job) -> Estimates:
     started = time.perf_counter()
     spent = 0
     options: dict[str, Any] = {}
-    if not can_sample_exactly(job.dist):
+    if not can_sample_exactly(job.machine):
         updates = max(1, min(_MAX_UPDATES, job.budget // (4 * _NUM_KNOTS * job.num_chains)))
         options = {"num_chains": job.num_chains, "num_updates": updates}
         spent = updates * _NUM_KNOTS * job.num_chains
@@ -228,9 +242,10 @@ def _moment_ais(job: Job) -> Estimates:
         assert start is not None
         spent += start.row_sweeps
         options["samples"] = start.v
+    chosen = job.chosen()
     path = moment_averaged_path(
-        job.dist,
-        job.base,
+        chosen.machine,
+        chosen.base,
         num_knots=_NUM_KNOTS,
         generator=job.path("moment-ais").generator,
         **options,
@@ -242,6 +257,7 @@ def _moment_ais(job: Job) -> Estimates:
         num_chains=job.num_chains,
         num_temperatures=steps,
         path=path,
+        side=job.side,
         seed=job.seed_of("moment-ais"),
         progress=job.progress,
     )
@@ -257,6 +273,7 @@ def _trajectory_ais(job: Job) -> Estimates:
         num_chains=job.num_chains,
         num_temperatures=steps,
         base=job.base,
+        side=job.side,
         seed=job.seed_of("trajectory-ais"),
         progress=job.progress,
     )

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.distributions.enumeration import enumerable_side, state_chunks
 from pyro_ebm.distributions.units import Gaussian, Unit
+from pyro_ebm.infer.log_partition.deep_side import as_machine
 
 __all__ = ["MAX_STATES", "exact_log_partition", "finite_side", "gaussian_joint"]
 
@@ -19,7 +20,7 @@ __all__ = ["MAX_STATES", "exact_log_partition", "finite_side", "gaussian_joint"]
 MAX_STATES = 2**26
 
 
-def exact_log_partition(dist: RBM, *, max_states: int = MAX_STATES) -> Tensor:
+def exact_log_partition(dist: RBM | DBM, *, max_states: int = MAX_STATES) -> Tensor:
     r"""Exact :math:`\log Z`, in float64.
 
     Enumerates the layer with fewer states and sums the other one out in closed form,
@@ -27,7 +28,9 @@ def exact_log_partition(dist: RBM, *, max_states: int = MAX_STATES) -> Tensor:
     integral. Differentiable in the parameters (chunks are recomputed in the backward pass), so that
     ``dist.normalize(exact_log_partition(dist)).log_prob(v)`` trains by maximum likelihood.
 
-    :param RBM dist: the machine; an attached log Z is ignored.
+    A deep machine is one between its even and its odd layers; the side with fewer states is enumerated.
+
+    :param dist: an RBM or a DBM; an attached log Z is ignored.
     :param int max_states: refuse more states than this.
     :returns: shape ``dist.batch_shape``.
     :raises ValueError: if no layer is finite, the smaller one has more than ``max_states`` states, or
@@ -38,8 +41,7 @@ def exact_log_partition(dist: RBM, *, max_states: int = MAX_STATES) -> Tensor:
     >>> exact_log_partition(BernoulliRBM(torch.zeros(4, 3), torch.zeros(4), torch.zeros(3)))
     tensor(4.8520, dtype=torch.float64)
     """
-    if not isinstance(dist, RBM):
-        raise TypeError(f"dist must be an RBM, got {type(dist).__name__}")
+    dist = as_machine(dist)
     dist.check_normalizable()
     if dist.visible.is_gaussian and dist.hidden.is_gaussian:
         return _gaussian(dist.to(dtype=torch.float64)).expand(dist.batch_shape)

@@ -8,33 +8,50 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.distributions.units import Unit
+from pyro_ebm.infer.log_partition.row_posteriors import mean_field_bounds
 
-__all__ = ["log_likelihood", "pseudo_log_likelihood"]
+__all__ = ["check_data", "log_likelihood", "pseudo_log_likelihood"]
 
 #: Entries of the table of hidden fields that one chunk of rows may fill: 16 MiB in float32.
 _CHUNK_ENTRIES = 2**22
 
 
-def log_likelihood(dist: RBM, data: Tensor, log_partition: Any) -> Tensor:
+def log_likelihood(dist: RBM | DBM, data: Tensor, log_partition: Any) -> Tensor:
     r"""Log-likelihood :math:`-F(v) - \log Z` of every row.
 
     With log Z from AIS, a stochastic lower bound, the result is optimistic: report the one from
     reverse AIS beside it.
 
-    :param RBM dist: the machine.
+    Of a deep machine it is the **mean-field bound** of every row less log Z: too low by the divergence of
+    the mean field from the posterior, and exact for one hidden layer. Rows are worked off in chunks of
+    bounded memory. Tighter are the methods of :func:`deep_log_likelihood`.
+
+    :param dist: an RBM, or a DBM without a batch shape.
     :param Tensor data: shape ``(..., V)``.
-    :param log_partition: log Z as a number, a tensor or an estimate.
+    :param log_partition: log Z as a number, a tensor, an estimate or a bracket, whose midpoint counts.
     :returns: shape ``broadcast(data.shape[:-1], batch_shape)``, float64.
     :raises ValueError: if the data has a wrong shape or values outside of the support, or log Z does
         not fit the batch shape.
     """
-    _check_data(dist, data)
+    check_data(dist, data)
     log_z = torch.as_tensor(getattr(log_partition, "value", log_partition), dtype=torch.float64)
     normalized = dist.to(dtype=torch.float64).normalize(log_z)
+    if isinstance(normalized, DBM):
+        return _deep_log_likelihood(normalized, data)
     with torch.no_grad():
         return normalized.log_prob(data.to(normalized.weight))
+
+
+@torch.no_grad()
+def _deep_log_likelihood(dbm: DBM, data: Tensor) -> Tensor:
+    if dbm.batch_shape:
+        raise ValueError(f"a DBM must have no batch shape, got {tuple(dbm.batch_shape)}")
+    rows = data.to(dbm.weights[0]).reshape(-1, data.shape[-1])
+    bounds = mean_field_bounds(dbm, rows).reshape(data.shape[:-1])
+    assert dbm.log_partition is not None
+    return bounds - dbm.log_partition
 
 
 def pseudo_log_likelihood(dist: RBM, data: Tensor) -> Tensor:
@@ -48,8 +65,11 @@ def pseudo_log_likelihood(dist: RBM, data: Tensor) -> Tensor:
     :returns: shape ``data.shape[:-1]``.
     :raises ValueError: if the visible units are continuous, the machine has a batch shape, or the data
         has a wrong shape or values outside of the support.
+    :raises TypeError: for a DBM, in which a unit given the others is no easier than log Z.
     """
-    _check_data(dist, data)
+    if not isinstance(dist, RBM):
+        raise TypeError(f"dist must be an RBM, got {type(dist).__name__}")
+    check_data(dist, data)
     if dist.batch_shape:
         raise ValueError(
             f"pseudo_log_likelihood takes an unbatched machine, got {tuple(dist.batch_shape)}"
@@ -117,7 +137,8 @@ def _visible_log_weights(dist: RBM, entries: slice, part: Unit, states: Tensor) 
     return torch.stack(weights)
 
 
-def _check_data(dist: RBM, data: Tensor) -> None:
+def check_data(dist: RBM | DBM, data: Tensor) -> None:
+    """Refuse rows of a wrong shape or outside of the support."""
     shape: Size = data.shape
     if data.dim() == 0 or shape[-1:] != dist.event_shape:
         raise ValueError(f"data must have shape (..., {dist.event_shape[0]}), got {tuple(shape)}")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Size, Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.distributions.enumeration import state_chunks
 from pyro_ebm.distributions.units import Unit
+from pyro_ebm.infer.log_partition.deep_side import as_machine
 from pyro_ebm.infer.log_partition.exact import exact_log_partition, finite_side, gaussian_joint
 
 __all__ = ["MachineMoments", "exact_moments"]
@@ -55,7 +56,7 @@ class MachineMoments:
 
 
 @torch.no_grad()
-def exact_moments(dist: RBM, *, max_states: int = MAX_STATES) -> MachineMoments:
+def exact_moments(dist: RBM | DBM, *, max_states: int = MAX_STATES) -> MachineMoments:
     r"""Exact means and second moments of a machine, in float64.
 
     Enumerates the layer with fewer states, in chunks. Where that is the hidden layer,
@@ -67,7 +68,10 @@ def exact_moments(dist: RBM, *, max_states: int = MAX_STATES) -> MachineMoments:
     natural parameter, whatever the family. Two Gaussian layers have a closed form. A reference for
     samples, see :func:`pyro_ebm.distances.moment_errors`.
 
-    :param RBM dist: the machine; an attached log Z is ignored.
+    Of a deep machine the moments are those of ``dist.bipartite()``: "visible" are its even layers, one
+    after the other, "hidden" its odd ones.
+
+    :param dist: an RBM or a DBM; an attached log Z is ignored.
     :param int max_states: refuse more states than this.
     :raises ValueError: if no layer is finite, the smaller one has more than ``max_states`` states, or
         Z is infinite.
@@ -79,8 +83,7 @@ def exact_moments(dist: RBM, *, max_states: int = MAX_STATES) -> MachineMoments:
     tensor([[0.5000, 0.2500],
             [0.2500, 0.5000]], dtype=torch.float64)
     """
-    if not isinstance(dist, RBM):
-        raise TypeError(f"dist must be an RBM, got {type(dist).__name__}")
+    dist = as_machine(dist)
     dist.check_normalizable()
     exact = dist.compact().to(dtype=torch.float64)
     if dist.visible.is_gaussian and dist.hidden.is_gaussian:

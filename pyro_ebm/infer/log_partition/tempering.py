@@ -11,8 +11,9 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.infer.log_partition.bennett import bennett_acceptance_ratio, jackknife_error
+from pyro_ebm.infer.log_partition.deep_side import Side, as_machine, as_side
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate
 from pyro_ebm.infer.log_partition.multistate import mbar
 from pyro_ebm.infer.log_partition.tempered_start import tuned_levels
@@ -20,7 +21,7 @@ from pyro_ebm.infer.log_partition.tempering_run import TemperingRun, run_temperi
 from pyro_ebm.infer.log_partition.thermodynamic import thermodynamic_integration
 from pyro_ebm.infer.mcmc.ladder_placement import check_betas
 from pyro_ebm.infer.mcmc.ladder_tuning import tune_ladder
-from pyro_ebm.infer.paths import GeometricPath, MachinePath, Path, base_unit
+from pyro_ebm.infer.paths import GeometricPath, MachinePath, Path
 from pyro_ebm.ops.numerics import student_quantile
 
 __all__ = ["TEMPERING_METHODS", "tempering_estimates", "tempering_log_partition"]
@@ -34,7 +35,7 @@ LEVELS_OF_INTEGRAL = 16
 
 
 def tempering_log_partition(
-    dist: RBM,
+    dist: RBM | DBM,
     method: str = "mbar",
     *,
     num_chains: int = 20,
@@ -44,7 +45,8 @@ def tempering_log_partition(
     num_replicas: int | None = None,
     betas: Sequence[float] | Tensor | None = None,
     base: Tensor | str | None = None,
-    checkpoints: Sequence[RBM] | None = None,
+    side: str = "auto",
+    checkpoints: Sequence[RBM | DBM] | None = None,
     seed: int | None = None,
     progress: bool = False,
 ) -> LogPartitionEstimate:
@@ -80,7 +82,7 @@ def tempering_log_partition(
     [2] *Non-reversible parallel tempering: a scalable highly parallel MCMC scheme*,
     Saifuddin Syed, Alexandre Bouchard-Côté, George Deligiannidis, Arnaud Doucet (2022)
 
-    :param RBM dist: the machine, with any batch shape; an attached log Z is ignored.
+    :param dist: an RBM or a DBM, with any batch shape; an attached log Z is ignored.
     :param str method: ``"bar"``, ``"mbar"`` or ``"ti"``.
     :param int num_chains: independent sets of replicas, at least 2; their disagreement gives the
         standard error, so that 10 or more are better.
@@ -92,6 +94,8 @@ def tempering_log_partition(
         five if None (at least 16 for ``"ti"``).
     :param betas: the ladder itself, increasing from 0 to 1; tuned to equal exchange rates if None.
     :param base: the visible layer at inverse temperature 0, as for
+        :func:`~pyro_ebm.infer.estimate_log_partition`.
+    :param str side: layers of a DBM whose states are replicated, as for
         :func:`~pyro_ebm.infer.estimate_log_partition`.
     :param checkpoints: earlier machines of the same training run: the path leads through them
         instead of scaling one machine (trajectory tempering).
@@ -117,6 +121,7 @@ def tempering_log_partition(
         num_replicas=num_replicas,
         betas=betas,
         base=base,
+        side=side,
         checkpoints=checkpoints,
         seed=seed,
         progress=progress,
@@ -125,7 +130,7 @@ def tempering_log_partition(
 
 
 def tempering_estimates(
-    dist: RBM,
+    dist: RBM | DBM,
     methods: Sequence[str] = TEMPERING_METHODS,
     *,
     num_chains: int = 20,
@@ -135,21 +140,26 @@ def tempering_estimates(
     num_replicas: int | None = None,
     betas: Sequence[float] | Tensor | None = None,
     base: Tensor | str | None = None,
-    checkpoints: Sequence[RBM] | None = None,
+    side: str = "auto",
+    checkpoints: Sequence[RBM | DBM] | None = None,
     seed: int | None = None,
     progress: bool = False,
 ) -> dict[str, LogPartitionEstimate]:
     """Several estimates of log Z from one parallel-tempering run.
 
-    :param RBM dist: the machine, with any batch shape; an attached log Z is ignored.
+    :param dist: an RBM or a DBM, with any batch shape; an attached log Z is ignored.
     :param methods: some of ``"bar"``, ``"mbar"`` and ``"ti"``.
     :returns: the estimates by method.
 
     The other options are those of :func:`tempering_log_partition`.
     """
     started = time.perf_counter()
-    _check(dist, methods, num_chains, num_samples, thin, warmup_steps, checkpoints)
-    path = _path(dist, base, checkpoints, seed)
+    _check(methods, num_chains, num_samples, thin, warmup_steps, checkpoints)
+    # A path through checkpoints starts at the layer of the first of them, unless there is a base.
+    chosen = as_side(dist, base, side)
+    machine = chosen.machine
+    machine.check_normalizable()
+    path = _path(chosen, base is not None, _machines(checkpoints, side), seed)
     least = LEVELS_OF_INTEGRAL if "ti" in methods else 2
     levels = _levels(path, num_replicas, betas, num_chains, least)
     sweeps = warmup_steps + num_samples * thin
@@ -167,6 +177,7 @@ def tempering_estimates(
             tick=bar.update,
         )
     settings = {
+        **chosen.settings,
         "num_chains": num_chains,
         "num_replicas": len(levels),
         "num_samples": num_samples,
@@ -175,25 +186,22 @@ def tempering_estimates(
         "base": "data means" if isinstance(base, Tensor) else base or "visible biases",
         "checkpoints": None if checkpoints is None else len(checkpoints),
         "seed": seed,
-        "dtype": str(dist.weight.dtype).removeprefix("torch."),
-        "device": str(dist.weight.device),
+        "dtype": str(machine.weight.dtype).removeprefix("torch."),
+        "device": str(machine.weight.device),
         "mixing": run.mixing(),
     }
     seconds = time.perf_counter() - started
-    return {m: read_tempering(dist, run, m, settings, seconds) for m in methods}
+    return {m: read_tempering(machine, run, m, settings, seconds) for m in methods}
 
 
 def _check(
-    dist: RBM,
     methods: Sequence[str],
     num_chains: int,
     num_samples: int,
     thin: int,
     warmup_steps: int,
-    checkpoints: Sequence[RBM] | None,
+    checkpoints: Sequence[RBM | DBM] | None,
 ) -> None:
-    if not isinstance(dist, RBM):
-        raise TypeError(f"dist must be an RBM, got {type(dist).__name__}")
     for method in methods:
         if method not in TEMPERING_METHODS:
             raise ValueError(f"method must be one of {TEMPERING_METHODS}, got {method!r}")
@@ -208,18 +216,24 @@ def _check(
             raise ValueError(f"{name} must be at least {least}, got {number}")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
-    dist.check_normalizable()
+
+
+def _machines(checkpoints: Sequence[RBM | DBM] | None, side: str) -> list[RBM] | None:
+    if checkpoints is None:
+        return None
+    return [as_machine(machine, side, "checkpoints") for machine in checkpoints]
 
 
 def _path(
-    dist: RBM, base: Tensor | str | None, checkpoints: Sequence[RBM] | None, seed: int | None
+    chosen: Side, has_base: bool, checkpoints: Sequence[RBM] | None, seed: int | None
 ) -> Path:
+    dist = chosen.machine
     generator = None
     if seed is not None:
         generator = Generator(device=dist.weight.device).manual_seed(seed)
     if checkpoints is None:
-        return GeometricPath(dist, base_unit(dist, base), generator)
-    start = None if base is None else base_unit(dist.compact(), base)
+        return GeometricPath(dist, chosen.base, generator)
+    start = chosen.base if has_base else None
     return MachinePath.from_checkpoints([*checkpoints, dist.compact()], start, generator)
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import Generator, Size, Tensor
 from tqdm.auto import tqdm
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.distributions.units import Unit
+from pyro_ebm.infer.log_partition.deep_side import as_machine, as_side
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate, LogPartitionWarning
 from pyro_ebm.infer.log_partition.reverse_start import ReverseStart
-from pyro_ebm.infer.paths import MachinePath, base_unit, inverse_temperatures
+from pyro_ebm.infer.paths import MachinePath, inverse_temperatures
 from pyro_ebm.ops.numerics import effective_sample_size, log_mean_exp
 
 __all__ = ["trajectory_log_partition"]
@@ -28,12 +29,13 @@ _SAME = 1e-9
 
 
 def trajectory_log_partition(
-    checkpoints: Sequence[RBM],
+    checkpoints: Sequence[RBM | DBM],
     method: str = "ais",
     *,
     num_chains: int = 100,
     num_temperatures: int = 10_000,
     base: Unit | Tensor | str | None = None,
+    side: str = "auto",
     schedule: str | Tensor = "adaptive",
     initial: Tensor | None = None,
     seed: int | None = None,
@@ -73,7 +75,7 @@ def trajectory_log_partition(
 
     [2] *Annealed importance sampling*, Radford Neal (2001)
 
-    :param checkpoints: machines of the same families, sizes, dtype and batch shape in the order of
+    :param checkpoints: RBMs or DBMs of the same families, sizes, dtype and batch shape in the order of
         training, the machine of interest last.
     :param str method: "ais" or "reverse-ais".
     :param int num_chains: independent annealing runs, at least 2.
@@ -81,6 +83,7 @@ def trajectory_log_partition(
         not on the ladder adds one.
     :param base: the visible layer of the machine without weights: None for that of the first
         checkpoint, or what :func:`base_unit` makes one of ("uniform" or data means).
+    :param str side: layers of DBMs whose states are annealed, as for :func:`estimate_log_partition`.
     :param schedule: as for :func:`estimate_log_partition`; "adaptive" gives segments their share by the
         spread of the log-weights in a pilot run.
     :param Tensor initial: samples of the last machine to start reverse chains from, shape
@@ -103,12 +106,13 @@ def trajectory_log_partition(
     [5.2, 7.0]
     """
     started = time.perf_counter()
-    path = _make_path(checkpoints, method, num_chains, base, seed)
+    machines, path, layers = _make_path(checkpoints, method, num_chains, base, side, seed)
     betas = _with_knots(
         inverse_temperatures(schedule, num_temperatures, path, num_chains), path.positions[1:-1]
     )
     settings: dict[str, Any] = {
         "method": f"trajectory {method}",
+        **layers,
         "num_chains": num_chains,
         "num_temperatures": len(betas) - 1,
         "num_checkpoints": len(checkpoints),
@@ -120,36 +124,41 @@ def trajectory_log_partition(
     }
     reverse = method == "reverse-ais"
     if reverse:
-        start = ReverseStart(checkpoints[-1], "auto", initial, num_chains)
+        start = ReverseStart(machines[-1], "auto", initial, num_chains)
         settings["start"] = start.word
         sums = _anneal(path, _draw(start, path, betas, num_chains), betas[::-1], progress)
     else:
         sums = _anneal(path, path.sample_base(num_chains), betas, progress)
     settings["seconds"] = round(time.perf_counter() - started, 3)
-    curve = _estimates(path, sums, settings, reverse, checkpoints[-1].batch_shape)
+    curve = _estimates(path, sums, settings, reverse, machines[-1].batch_shape)
     _warn(curve)
     return curve
 
 
 def _make_path(
-    checkpoints: Sequence[RBM],
+    checkpoints: Sequence[RBM | DBM],
     method: str,
     num_chains: int,
     base: Unit | Tensor | str | None,
+    side: str,
     seed: int | None,
-) -> MachinePath:
+) -> tuple[list[RBM], MachinePath, dict[str, Any]]:
+    """The checkpoints as RBMs, the path through them, and which layers are annealed."""
     if method not in _METHODS:
         raise ValueError(f"method must be one of {_METHODS}, got {method!r}")
     if num_chains < 2:
         raise ValueError(f"num_chains must be at least 2 for a standard error, got {num_chains}")
-    if not checkpoints or not all(isinstance(machine, RBM) for machine in checkpoints):
+    if not checkpoints or not all(isinstance(c, RBM | DBM) for c in checkpoints):
         kinds = sorted({type(machine).__name__ for machine in checkpoints})
-        raise TypeError(f"checkpoints must be RBM distributions, at least one, got {kinds}")
+        raise TypeError(f"checkpoints must be RBM distributions or DBMs, at least one, got {kinds}")
+    machines = [as_machine(machine, side, "checkpoints") for machine in checkpoints]
     generator = None
     if seed is not None:
-        generator = Generator(device=checkpoints[-1].weight.device).manual_seed(seed)
-    start = base_unit(checkpoints[0], base) if isinstance(base, Tensor | str) else base
-    return MachinePath.from_checkpoints(checkpoints, start, generator)
+        generator = Generator(device=machines[-1].weight.device).manual_seed(seed)
+    chosen = as_side(checkpoints[0], base, side)
+    start = None if base is None else chosen.base
+    path = MachinePath.from_checkpoints(machines, start, generator)
+    return machines, path, chosen.settings
 
 
 def _draw(start: ReverseStart, path: MachinePath, betas: list[float], num_chains: int) -> Tensor:

@@ -13,6 +13,7 @@ from pyro.infer.mcmc import HMC
 from torch import Size, Tensor
 
 from pyro_ebm.infer.mcmc.discrete_gibbs import DiscreteGibbs, as_float
+from pyro_ebm.infer.mcmc.even_layers import EvenLayers, join_sites, split_sites
 from pyro_ebm.infer.mcmc.kernel import VectorizedKernel
 
 __all__ = ["Block", "FunctionBlock", "HamiltonianBlock", "ModelBlock", "make_block"]
@@ -34,6 +35,8 @@ class Block(ABC):
         self.update = update
         #: Names of its sites, known in ``setup``.
         self.sites: list[str] = []
+        #: The parts of the states of deep machines in the model, whose values are one tensor here.
+        self.layers: list[EvenLayers] = []
         # Values of all other sites: one dictionary for ever, that the kernel's model is conditioned on.
         self._others: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
@@ -107,13 +110,15 @@ class FunctionBlock(Block):
         return {name: as_float(values[name]) for name in self.sites} | given
 
     def sample(self, params: dict[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        new = self.update(dict(values))
-        shapes = {name: tuple(values[name].shape) for name in self.sites}
+        new = self.update(split_sites(values, self.layers))
+        own = split_sites({name: values[name] for name in self.sites}, self.layers)
+        shapes = {name: tuple(value.shape) for name, value in own.items()}
         if not isinstance(new, Mapping) or {n: tuple(v.shape) for n, v in new.items()} != shapes:
             raise ValueError(
                 f"the update of {self.sites} must return tensors of the shapes {shapes}"
             )
-        return {name: as_float(value.detach()) for name, value in new.items()}
+        new = {name: as_float(value.detach()) for name, value in new.items()}
+        return join_sites(new, self.layers)
 
 
 class ModelBlock(Block):

@@ -12,6 +12,12 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ebm.infer.mcmc.blocks import Block, FunctionBlock, HamiltonianBlock, make_block
+from pyro_ebm.infer.mcmc.even_layers import (
+    EvenLayers,
+    EvenLayersMessenger,
+    join_sites,
+    split_sites,
+)
 from pyro_ebm.infer.mcmc.site_density import initial_trace, latent_sites
 
 __all__ = ["Gibbs"]
@@ -43,6 +49,10 @@ class Gibbs(MCMCKernel):
     sites of HMC are in unconstrained space; those of a block may be left out. Numbers that
     a kernel returns as ``"energy"``, say, are ``"v.energy"`` in :meth:`diagnostics`. Draws of integer sites
     come back in floating point.
+
+    The value of a site "v" that is a deep machine is its visible layer. Its further even layers are part
+    of the state, under the names "v.h2", "v.h4" and so on (so that every update has an exact density),
+    and of the dictionary that functions are given; a function that updates such a site returns them too.
 
     The support of a site must not depend on sites of other blocks: HMC reads it once, in ``setup``.
 
@@ -84,6 +94,8 @@ class Gibbs(MCMCKernel):
         self.model = self._common_model()
         self._initial_params: dict[str, Tensor] | None = None
         self._params: dict[str, Tensor] = {}
+        # The parts of the states of deep machines; to the blocks they are one tensor each.
+        self._layers: list[EvenLayers] = []
 
     def _check_claims(self) -> None:
         claimed = [name for names in self._claims for name in names or ()]
@@ -109,13 +121,17 @@ class Gibbs(MCMCKernel):
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         given = self._initial_params or {}
         self._release()
+        messenger = EvenLayersMessenger()
+        model = messenger(self.model)
         with torch.no_grad():
-            trace = initial_trace(self.model, args, kwargs)
+            trace = initial_trace(model, args, kwargs)
+        self._layers = list(messenger.layers().values())
+        given = join_sites(given, self._layers)
         nodes: dict[str, Any] = {name: trace.nodes[name] for name in latent_sites(trace)}
         self._assign(nodes)
         _check_start(given, list(nodes))
         values = {name: node["value"].detach() for name, node in nodes.items()}
-        run = (self.model, args, kwargs)
+        run = (model, args, kwargs)
         # HMC first: the others measure the model at its start, not at a draw from a wide prior.
         for block in sorted(self._blocks, key=lambda b: not isinstance(b, HamiltonianBlock)):
             own = {name: given[name] for name in block.sites if name in given}
@@ -139,11 +155,12 @@ class Gibbs(MCMCKernel):
             raise ValueError("a block has None for its sites, but no site of the model remains")
         for block, names in zip(self._blocks, self._claims, strict=True):
             block.sites = rest if names is None else list(names)
+            block.layers = self._layers
             if isinstance(block, HamiltonianBlock):
                 _check_continuous(block, nodes)
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        state = dict(params)
+        state = join_sites(params, self._layers)
         values: dict[str, Tensor] = {}
         for block in self._blocks:
             values.update(block.values(state))
@@ -151,12 +168,12 @@ class Gibbs(MCMCKernel):
             new = block.sample(state, values)
             state.update(new)
             values.update(block.values(new))
-        return state
+        return split_sites(state, self._layers)
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
         """The start of all sites, those of HMC in unconstrained space; known after :meth:`setup`."""
-        return self._params
+        return split_sites(self._params, self._layers)
 
     @initial_params.setter
     def initial_params(self, params: dict[str, Tensor]) -> None:

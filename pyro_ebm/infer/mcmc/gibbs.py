@@ -8,28 +8,31 @@ from typing import Any
 
 from torch import Generator, Tensor
 
-from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.distributions import DBM, RBM, GibbsSweep
 from pyro_ebm.infer.mcmc.kernel import MachineKernel
 
 __all__ = ["BlockGibbs"]
 
 
 class BlockGibbs(MachineKernel):
-    r"""Block Gibbs sampling of a restricted Boltzmann machine.
+    r"""Block Gibbs sampling of a Boltzmann machine with two sides.
 
     A draw is ``num_steps`` sweeps: all hidden units given the visible ones, then all visible units
     given the hidden ones. Both conditionals are exact, so that every sweep leaves the machine's
     distribution invariant and nothing is ever rejected. The state is the visible layer, under the
     name ``"v"``.
 
+    A deep machine has its even layers on one side and the odd ones on the other. The state is then all of
+    the even layers, ``"v"``, ``"h2"``, ``"h4"`` and so on.
+
     Runs under :class:`pyro.infer.MCMC` (one chain a process), :class:`pyro.infer.mcmc.StreamingMCMC`,
     and :class:`~pyro_ebm.infer.VectorizedMCMC` (thousands of chains in one tensor). The free energy of
     every draw is recorded and returned by :meth:`diagnostics` as ``"energy"``.
 
-    :param target: the machine, with any batch shape, or a Pyro model in which an RBM is the only site
-        that is not observed and the rest adds a linear function of its states, see
-        :func:`~pyro_ebm.infer.mcmc.posterior.rbm_posterior`; the state then has the site's name.
-        Parameters are read in :meth:`setup`.
+    :param target: the machine, an RBM or a DBM with any batch shape, or a Pyro model in which one is the
+        only site that is not observed and the rest adds a linear function of its visible states, see
+        :func:`~pyro_ebm.infer.mcmc.posterior.rbm_posterior`; the state then has the site's name, and the
+        further layers of a DBM are ``"<site>.h2"`` and so on. Parameters are read in :meth:`setup`.
     :param int num_steps: sweeps per draw, at least 1.
     :param collapse: whether to integrate a Gaussian layer out between the draws (collapsed Gibbs, see
         :class:`~pyro_ebm.distributions.CollapsedSweep`): the same law, cheaper where ``num_steps`` is above
@@ -52,7 +55,7 @@ class BlockGibbs(MachineKernel):
 
     def __init__(
         self,
-        target: RBM | Callable[..., Any],
+        target: RBM | DBM | Callable[..., Any],
         num_steps: int = 1,
         *,
         collapse: bool | None = None,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.infer.mcmc.informed_kernel import InformedKernel
 from pyro_ebm.infer.mcmc.informed_target import Point
 
@@ -37,7 +37,8 @@ class GibbsWithGradients(InformedKernel):
     model, :class:`MetropolisBlockGibbs` is better as long as the rest is not far from linear.
 
     :param target: a machine with Bernoulli, Ising or Categorical visible units, any hidden units and any
-        batch shape (clamped and tilted machines are such); or a Pyro model with one latent site, which has
+        batch shape (clamped and tilted machines are such), or a DBM all of whose even layers are of one of
+        these families; or a Pyro model with one latent site, which has
         one event dimension and consists of bits, spins or one-hot groups. The rest of the model may be
         any function of the site that accepts its states as floating-point numbers and treats the
         elements of its batch shape as independent; the gradient is taken by autograd.
@@ -131,7 +132,7 @@ class DiscreteLangevin(InformedKernel):
 
     def __init__(
         self,
-        target: RBM | Callable[..., Any],
+        target: RBM | DBM | Callable[..., Any],
         step_size: float | None = None,
         num_steps: int = 1,
         *,

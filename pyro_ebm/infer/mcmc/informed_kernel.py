@@ -53,7 +53,7 @@ class InformedKernel(MachineKernel):
 
     def _read_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._site_density = SiteDensity(self.model, None, args, kwargs)
-        self.site = self._site_density.name
+        self._name_site(self._site_density.layers)
         self._moves = self._require_moves(self._law)
 
     def _check_target(self, target: RBM) -> None:

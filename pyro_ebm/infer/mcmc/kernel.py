@@ -13,7 +13,8 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Generator, Size, Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
+from pyro_ebm.infer.mcmc.even_layers import EvenLayers, as_rbm
 from pyro_ebm.infer.mcmc.posterior import MachinePosterior
 
 __all__ = ["MachineKernel", "VectorizedKernel", "run_kernel"]
@@ -52,16 +53,19 @@ class VectorizedKernel(MCMCKernel):
 class MachineKernel(VectorizedKernel):
     """A kernel whose state is the visible layer of a machine, under the name ``"v"``.
 
+    That of a deep machine is all of its even layers, ``"v"``, ``"h2"``, ``"h4"`` and so on: given them the
+    odd layers are independent, so that the kernel runs on :meth:`~pyro_ebm.distributions.DBM.bipartite`.
+
     It runs under :class:`pyro.infer.MCMC` (one chain a process),
     :class:`pyro.infer.mcmc.StreamingMCMC`, and :class:`~pyro_ebm.infer.VectorizedMCMC` (thousands of
     chains in one tensor). A subclass defines :meth:`_prepare` and :meth:`_transition`; the free energy of
     every draw is recorded as ``"energy"``, and what :meth:`_record` is given under its own name (a number
     of each chain and draw is kept until :meth:`cleanup`, under ``StreamingMCMC`` too).
 
-    :param target: an RBM with any batch shape, or a Pyro model in which an RBM is the only site that
-        is not observed and the rest adds a linear function of its states, see
-        :func:`~pyro_ebm.infer.mcmc.posterior.rbm_posterior`; the state then has the site's name.
-        Parameters are read in :meth:`setup`.
+    :param target: an RBM or DBM with any batch shape, or a Pyro model in which one is the only site that
+        is not observed and the rest adds a linear function of its visible states, see
+        :func:`~pyro_ebm.infer.mcmc.posterior.rbm_posterior`; the state then has the site's name, and the
+        further layers of a DBM are ``"<site>.h2"`` and so on. Parameters are read in :meth:`setup`.
     :param int num_steps: transitions per draw, at least 1.
     :param torch.Generator generator: the source of random bits; the global one if None. Parallel
         processes need the global one, which Pyro seeds for every chain. Running a model, to start it
@@ -75,14 +79,14 @@ class MachineKernel(VectorizedKernel):
 
     def __init__(
         self,
-        target: RBM | Callable[..., Any],
+        target: RBM | DBM | Callable[..., Any],
         num_steps: int = 1,
         *,
         generator: Generator | None = None,
     ) -> None:
-        if not isinstance(target, RBM) and not callable(target):
+        if not isinstance(target, RBM | DBM) and not callable(target):
             raise TypeError(
-                f"target must be an RBM distribution or a Pyro model, got {type(target).__name__}"
+                f"target must be an RBM or DBM distribution or a Pyro model, got {type(target).__name__}"
             )
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
@@ -93,10 +97,12 @@ class MachineKernel(VectorizedKernel):
         self._posterior: MachinePosterior | None = None
         # Whether the posterior is that of other values of the model than it was checked at.
         self._refreshed = False
-        if isinstance(target, RBM):
-            target.check_normalizable()
-            self._check_target(target)
-            self._target = target
+        self._layers = EvenLayers(self.site, target if isinstance(target, DBM) else None)
+        if isinstance(target, RBM | DBM):
+            machine = as_rbm(target)
+            machine.check_normalizable()
+            self._check_target(machine)
+            self._target = machine
         else:
             self.model = target
         self._reset()
@@ -112,7 +118,7 @@ class MachineKernel(VectorizedKernel):
 
     @abstractmethod
     def _transition(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Visible states after ``num_steps`` transitions, and their free energies."""
+        """States of the target's visible layer after ``num_steps`` transitions, and their free energies."""
 
     @abstractmethod
     def _start(self) -> Tensor:
@@ -120,7 +126,7 @@ class MachineKernel(VectorizedKernel):
 
     def _start_params(self) -> dict[str, Tensor]:
         """The kernel's own start with whatever else belongs to its state."""
-        return {self.site: self._start()}
+        return self._layers.split(self._start())
 
     # --- Pyro's interface ---------------------------------------------------------------------
 
@@ -142,10 +148,15 @@ class MachineKernel(VectorizedKernel):
     def _read_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the site of the model and what is sampled there."""
         self._posterior = MachinePosterior(self.model, args, kwargs)
-        self.site = self._posterior.site
+        self._name_site(self._posterior.layers)
         self._refreshed = False
         self._target = self._posterior.machine
         self._check_target(self._target)
+
+    def _name_site(self, layers: EvenLayers) -> None:
+        """Name the parts of the state by the site of a model."""
+        self.site = layers.site
+        self._layers = layers
 
     def refresh(self) -> None:
         if self._posterior is not None:
@@ -169,14 +180,16 @@ class MachineKernel(VectorizedKernel):
 
     @property
     def target(self) -> RBM:
-        """The machine that is sampled; for a model, its posterior, known after :meth:`setup`."""
+        """The machine that is sampled, of a DBM the one between its even and odd layers; for a model, its
+        posterior, known after :meth:`setup`."""
         if self._target is None:
             raise RuntimeError("the target of a model is known only after setup()")
         return self._target
 
     @property
     def state_shape(self) -> Size:
-        """Shape of the state, ``chain_shape + batch_shape + event_shape``."""
+        """Shape of the state, ``chain_shape + batch_shape + event_shape``; that of all even layers of a DBM
+        together."""
         return self.chain_shape + self._law.batch_shape + self._law.event_shape
 
     @property
@@ -205,27 +218,37 @@ class MachineKernel(VectorizedKernel):
             self._check_initial_params(self._initial_params)
 
     def _check_initial_params(self, params: dict[str, Tensor]) -> None:
-        value = params.get(self.site)
-        if value is None or value.shape != self.state_shape:
-            got = {name: tuple(p.shape) for name, p in params.items()}
-            raise ValueError(
-                f"initial_params must hold {self.site!r} of shape {tuple(self.state_shape)}, "
-                f"got {got}"
-            )
-        support: Any = self._law.support
-        if not bool(support.check(value).all()):
-            raise ValueError(f"initial_params[{self.site!r}] is outside of {support}")
-        params[self.site] = value.to(self._reference.dtype)
+        rows = self.chain_shape + self._law.batch_shape
+        for name, event_shape, support in self._parts():
+            value = params.get(name)
+            if value is None or value.shape != rows + event_shape:
+                got = {name: tuple(p.shape) for name, p in params.items()}
+                raise ValueError(
+                    f"initial_params must hold {name!r} of shape {tuple(rows + event_shape)}, got {got}"
+                )
+            if not bool(support.check(value).all()):
+                raise ValueError(f"initial_params[{name!r}] is outside of {support}")
+            params[name] = value.to(self._reference.dtype)
+
+    def _parts(self) -> list[tuple[str, Size, Any]]:
+        """Name, event shape and support of every part of the state."""
+        units = self._layers.units
+        if units is None:
+            return [(self.site, self._law.event_shape, self._law.support)]
+        return [
+            (name, Size((unit.size,)), unit.support)
+            for name, unit in zip(self._layers.names, units, strict=True)
+        ]
 
     @torch.no_grad()
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         self._ensure_prepared()
-        v, energy = self._transition(params[self.site])
+        v, energy = self._transition(self._layers.join(params))
         if self._refreshed and self._posterior is not None:
             self._posterior.check(v)
         self._record("energy", energy)
         self._num_calls += 1
-        return {self.site: v}
+        return self._layers.split(v)
 
     def _record(self, name: str, value: Tensor) -> None:
         """Keep a number of the present draw, shape ``chain_shape + batch_shape``, after warm-up."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Size, Tensor
 
-from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.distributions import DBM, RBM, GibbsSweep
 from pyro_ebm.distributions.units import Gaussian
 from pyro_ebm.infer.mcmc.kernel import MachineKernel
 from pyro_ebm.infer.mcmc.step_size import StepSize
@@ -38,25 +38,30 @@ class _GaussianKernel(MachineKernel):
     """A kernel for machines with Gaussian visible units, by themselves and not inside a model."""
 
     def __init__(
-        self, target: RBM, num_steps: int = 1, *, generator: Generator | None = None
+        self, target: RBM | DBM, num_steps: int = 1, *, generator: Generator | None = None
     ) -> None:
-        if not isinstance(target, RBM):
+        if not isinstance(target, RBM | DBM):
             raise TypeError(
-                f"target must be an RBM distribution, got {type(target).__name__}; a machine with "
+                f"target must be an RBM or DBM distribution, got {type(target).__name__}; a machine with "
                 "Gaussian visible units inside a model is sampled by MetropolisBlockGibbs, HMC or NUTS"
             )
         super().__init__(target, num_steps, generator=generator)
 
-    def _check_target(self, target: RBM) -> None:
+    def _gaussian_units(self, target: RBM) -> Gaussian:
+        """The units that are moved from where they are."""
         if not isinstance(target.visible, Gaussian):
             raise ValueError(
                 f"{type(self).__name__} needs Gaussian visible units, got "
                 f"{type(target.visible).__name__}"
             )
+        return target.visible
+
+    def _check_target(self, target: RBM) -> None:
+        self._gaussian_units(target)
 
     def _prepare(self) -> None:
         self._sweep = GibbsSweep(self.target, self.generator)
-        precision = self.target.visible.parameters["precision"].detach()
+        precision = self._gaussian_units(self.target).parameters["precision"].detach()
         self._precision = precision.expand(torch.broadcast_shapes(precision.shape, (1,)))
 
     def _start(self) -> Tensor:
@@ -91,11 +96,14 @@ class GibbsLangevin(_GaussianKernel):
     .. math:: \frac{2}{(1 - \alpha)(1 - \rho)} - 1
 
     times that of independent draws. That is at best half of block Gibbs' where :math:`\rho` is near 1,
-    since h is drawn afresh. Squares gain less: around the conditional mean :math:`\alpha^2` takes the place
-    of :math:`\alpha`, so that an :math:`\alpha` near -1 is bad for variances.
+    since h is drawn afresh (the odd layers of a deep machine; its further even layers are drawn from their
+    conditional distribution, as in block Gibbs). Squares gain less: around the conditional mean
+    :math:`\alpha^2` takes the place of :math:`\alpha`, so that an :math:`\alpha` near -1 is bad for
+    variances.
 
-    :param target: the machine, with Gaussian visible units, any hidden units and any batch shape.
-    :param alpha: :math:`\alpha`, a number, or a tensor that broadcasts with the states, such as one
+    :param target: the machine, an RBM or a DBM with Gaussian visible units, any hidden units and any batch
+        shape.
+    :param alpha: :math:`\alpha`, a number, or a tensor that broadcasts with the visible states, such as one
         number per unit (shape ``(V,)``); between -1 and 1, both excluded.
     :param int num_steps: steps per draw, at least 1.
     :param torch.Generator generator: the source of random bits; the global one if None. Parallel
@@ -126,7 +134,7 @@ class GibbsLangevin(_GaussianKernel):
 
     def __init__(
         self,
-        target: RBM,
+        target: RBM | DBM,
         alpha: float | Tensor = -0.5,
         num_steps: int = 1,
         *,
@@ -138,12 +146,20 @@ class GibbsLangevin(_GaussianKernel):
             raise ValueError(f"alpha must be between -1 and 1, both excluded, got {alpha}")
         super().__init__(target, num_steps, generator=generator)
 
+    def _gaussian_units(self, target: RBM) -> Gaussian:
+        # The other blocks are those of a deep machine's further even layers.
+        first = target.visible.parts()[0][1]
+        return first if isinstance(first, Gaussian) else super()._gaussian_units(target)
+
     def _check_target(self, target: RBM) -> None:
-        super()._check_target(target)
-        _check_broadcast("alpha", self.alpha, target.batch_shape + target.event_shape)
+        size = self._gaussian_units(target).size
+        _check_broadcast("alpha", self.alpha, Size((*target.batch_shape, size)))
 
     def _prepare(self) -> None:
         super()._prepare()
+        self._others = [
+            (part, unit.map(Tensor.detach)) for part, unit in self.target.visible.parts()[1:]
+        ]
         alpha = self.alpha.to(self._precision)
         self._alpha = alpha
         self._mean_scale = (1.0 - alpha) / self._precision
@@ -158,12 +174,22 @@ class GibbsLangevin(_GaussianKernel):
         else:
             theta = sweep.hidden_theta(v)
         for _ in range(self.num_steps):
-            field = sweep.visible_theta(sweep.draw_hidden(theta))
-            v = torch.addcmul(self._alpha * v, field, self._mean_scale)
-            v.addcmul_(self._normal(v), self._noise_scale)
+            v = self._draw_visible(v, sweep.visible_theta(sweep.draw_hidden(theta)))
             theta = sweep.hidden_theta(v)
         self._last = (v, theta)
         return v, sweep.free_energy(v, theta)
+
+    def _draw_visible(self, v: Tensor, field: Tensor) -> Tensor:
+        """Visible states from those before and the natural parameter given the hidden ones."""
+        others = [
+            unit.natural_sample(field[..., part], self.generator) for part, unit in self._others
+        ]
+        if others:
+            size = self._others[0][0].start
+            v, field = v[..., :size], field[..., :size]
+        v = torch.addcmul(self._alpha * v, field, self._mean_scale)
+        v.addcmul_(self._normal(v), self._noise_scale)
+        return torch.cat([v, *others], -1) if others else v
 
 
 class _Point(NamedTuple):
@@ -195,7 +221,8 @@ class MALA(_GaussianKernel):
     units are so strongly coupled that neither can move alone. It is the yardstick for what gradients
     alone achieve. Neither of them crosses between distant modes.
 
-    :param target: the machine, with Gaussian visible units, any hidden units and any batch shape.
+    :param target: the machine, with Gaussian visible units, any hidden units and any batch shape, or a DBM
+        all of whose even layers are Gaussian.
     :param step_size: :math:`\epsilon`, or its start, in units of a visible unit's conditional standard
         deviation: a number, or a tensor that broadcasts to the batch shape. None for
         :math:`1.65\, V^{-1/6}` [2].
@@ -231,7 +258,7 @@ class MALA(_GaussianKernel):
 
     def __init__(
         self,
-        target: RBM,
+        target: RBM | DBM,
         step_size: float | Tensor | None = None,
         num_steps: int = 1,
         *,

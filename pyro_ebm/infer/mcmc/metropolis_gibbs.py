@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.distributions import DBM, RBM, GibbsSweep
 from pyro_ebm.distributions.units import Unit
 from pyro_ebm.infer.mcmc.kernel import MachineKernel
 from pyro_ebm.infer.mcmc.posterior import machine_density
-from pyro_ebm.infer.mcmc.site_field import Field, LocalField, choose_field
+from pyro_ebm.infer.mcmc.site_field import Field, LocalField, choose_field, with_curvature
 
 __all__ = ["MetropolisBlockGibbs"]
 
@@ -61,8 +61,10 @@ class MetropolisBlockGibbs(MachineKernel):
     It runs under :class:`pyro.infer.MCMC`, :class:`~pyro_ebm.infer.VectorizedMCMC` and within
     :class:`~pyro_ebm.infer.Gibbs`.
 
-    :param model: a Pyro model in which an RBM of any family, in plates or not, is the only site that is
-        not observed. See :class:`~pyro_ebm.infer.mcmc.site_density.SiteDensity` for what the rest may be.
+    :param model: a Pyro model in which an RBM or DBM of any families, in plates or not, is the only site
+        that is not observed. The state of a DBM is all of its even layers, see
+        :class:`~pyro_ebm.infer.BlockGibbs`, of which the rest touches the visible one. See
+        :class:`~pyro_ebm.infer.mcmc.site_density.SiteDensity` for what the rest may be.
     :param int num_steps: steps per draw, at least 1.
     :param torch.Generator generator: the source of random bits; the global one if None. Parallel
         processes need the global one, which Pyro seeds for every chain.
@@ -94,7 +96,7 @@ class MetropolisBlockGibbs(MachineKernel):
         *,
         generator: Generator | None = None,
     ) -> None:
-        if isinstance(model, RBM):
+        if isinstance(model, RBM | DBM):
             raise TypeError("model must be a Pyro model; BlockGibbs samples a machine by itself")
         super().__init__(model, num_steps, generator=generator)
 
@@ -104,10 +106,10 @@ class MetropolisBlockGibbs(MachineKernel):
         density = machine_density(type(self).__name__, self.model, args, kwargs)
         self._density = density
         self._stale = False
-        self.site = density.name
+        self._name_site(density.layers)
         self._target = self._prior()
         self._target.check_normalizable()
-        self._field: Field = choose_field(density, self._target)
+        self._field: Field = choose_field(density)
 
     def _prior(self) -> RBM:
         fn = self._density.fn
@@ -163,8 +165,7 @@ class MetropolisBlockGibbs(MachineKernel):
         """The visible layer with the curvature of the rest in its precision."""
         if local.curvature is None:
             return self._visible
-        precision = self._visible.parameters["precision"] + local.curvature
-        return self._visible.replace(precision=precision)
+        return with_curvature(self._visible, local.curvature)
 
     def _log_ratio(self, here: _Point, there: _Point, theta: Tensor) -> Tensor:
         """Logarithm of the ratio; the machine's own part cancels but for the normalisers."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
+from pyro_ebm.infer.mcmc.even_layers import EvenLayersMessenger
 from pyro_ebm.infer.mcmc.site_density import (
     SiteDensity,
     initial_trace,
@@ -29,8 +30,8 @@ __all__ = ["MachinePosterior", "machine_density", "rbm_posterior"]
 
 
 @torch.no_grad()
-def rbm_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[str, RBM]:
-    r"""The posterior of the one latent site of a model, an RBM with discrete visible units.
+def rbm_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[str, RBM | DBM]:
+    r"""The posterior of the one latent site of a model, a machine with discrete visible units.
 
     If the rest of the model adds a linear function of the visible states,
     :math:`\ell(v) = t^\top v + \mathrm{const}` (any sum of functions of single units is one: pixel noise,
@@ -39,15 +40,16 @@ def rbm_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple
     one unit after the other in each of its states; then it is checked at random states.
 
     :param model: the model; all sites but one are observed, and that one is an unnormalised or
-        normalised :class:`~pyro_ebm.distributions.RBM`, possibly in plates.
+        normalised :class:`~pyro_ebm.distributions.RBM` or :class:`~pyro_ebm.distributions.DBM`, possibly in
+        plates.
     :param args: arguments of the model.
     :param kwargs: keyword arguments of the model.
-    :returns: name of the site and its posterior, unnormalised.
-    :raises ValueError: if the latent sites are others than one RBM, its visible units are
+    :returns: name of the site and its posterior, unnormalised: a machine of the same class.
+    :raises ValueError: if the latent sites are others than one machine, its visible units are
         continuous, or the rest of the model is not linear in its states.
     """
     posterior = MachinePosterior(model, args, kwargs)
-    return posterior.site, posterior.machine
+    return posterior.layers.site, posterior.as_in_model()
 
 
 def machine_density(
@@ -58,11 +60,11 @@ def machine_density(
     :param str kernel: name of the kernel that asks, for the message.
     :raises ValueError: if the latent sites are others.
     """
-    trace = initial_trace(model, args, kwargs)
+    trace = initial_trace(EvenLayersMessenger()(model), args, kwargs)
     latent = latent_sites(trace)
     if len(latent) != 1 or not isinstance(trace.nodes[latent[0]]["fn"], RBM):
         raise ValueError(
-            f"{kernel} needs a model with one latent site, an RBM; the latent sites are {latent}"
+            f"{kernel} needs a model with one latent site, an RBM or DBM; the latent sites are {latent}"
         )
     return SiteDensity(model, latent[0], args, kwargs)
 
@@ -86,21 +88,22 @@ class MachinePosterior:
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         density = machine_density("BlockGibbs", model, args, kwargs or {})
-        rbm = _machine(density)
-        self.site = density.name
-        if not rbm.visible.is_discrete:
+        rbm, unit = _machine(density), density.seen_units
+        #: The site and the parts of its state.
+        self.layers = density.layers
+        if not unit.is_discrete:
             raise ValueError(
-                f"site {self.site!r} has continuous visible units; use HMC or NUTS for it, or "
+                f"site {density.name!r} has continuous visible units; use HMC or NUTS for it, or "
                 "MetropolisBlockGibbs"
             )
-        if len(rbm.visible.parts()) > 1:
+        if len(unit.parts()) > 1:
             raise ValueError(
-                f"site {self.site!r} has visible units of several families; use MetropolisBlockGibbs"
+                f"site {density.name!r} has visible units of several families; use MetropolisBlockGibbs"
             )
         self._density = density
         self._reference = start = random_states(rbm)
-        fixed = FixedDifferenceField(density, rbm.visible, start)
-        gradients = exact_gradients(density, rbm.visible, start)
+        fixed = FixedDifferenceField(density, unit, start)
+        gradients = exact_gradients(density, unit, start)
         checked = random_states(rbm, (NUM_CHECKS,))
         self._field = choose_linear(density, [*gradients, fixed], start, checked) or fixed
         self._local = self._field(start)
@@ -108,8 +111,13 @@ class MachinePosterior:
 
     @property
     def machine(self) -> RBM:
-        """The posterior, unnormalised."""
+        """The posterior, unnormalised; for a deep machine the one between its even and odd layers."""
         return _machine(self._density).tilt(self._local.field)
+
+    def as_in_model(self) -> RBM | DBM:
+        """The posterior as a machine of the class that the model has."""
+        deep = self._density.deep
+        return self.machine if deep is None else deep.tilt(self._local.field[..., : deep.sizes[0]])
 
     def refresh(self) -> None:
         """Find the field anew: values that the model is conditioned on have changed."""
@@ -131,7 +139,7 @@ class MachinePosterior:
     def _check_linear(self, states: Tensor) -> None:
         error = nonlinearity(self._density, self._local, self._reference, states, self._field.slack)
         if error > 0.0:
-            refuse_nonlinear(self.site, error)
+            refuse_nonlinear(self.layers.site, error)
 
 
 def _machine(density: SiteDensity) -> RBM:

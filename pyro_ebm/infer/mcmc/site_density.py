@@ -13,6 +13,8 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Size, Tensor
 
 from pyro_ebm.distributions import RBM, EnergyBased
+from pyro_ebm.distributions.units import Unit
+from pyro_ebm.infer.mcmc.even_layers import EvenLayers, EvenLayersMessenger, deep_machine
 
 __all__ = ["SiteDensity", "initial_trace", "latent_sites"]
 
@@ -81,6 +83,10 @@ class SiteDensity:
     The model is run once for every call, so that it may be conditioned on a dictionary whose values
     change: ``SiteDensity(poutine.condition(model, data=values), "x")``.
 
+    **Deep machines.** The value of a site that is a DBM is the state of all of its even layers, one after
+    the other, and its distribution :meth:`~pyro_ebm.distributions.DBM.bipartite`: so the site's own
+    log-density is exact. The model goes on with the visible layer.
+
     **Chains.** Values may have leading chain axes. The model is then run once within a further plate on
     the left, as in :class:`pyro.infer.Trace_ELBO` with ``vectorize_particles``; models that cannot
     be (found out by comparing with single runs) are run once for every chain.
@@ -110,15 +116,20 @@ class SiteDensity:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self._model = model
+        messenger = EvenLayersMessenger()
+        self._model = messenger(model)
         self._args, self._kwargs = args, dict(kwargs or {})
         with torch.no_grad():
-            trace = initial_trace(model, self._args, self._kwargs)
+            trace = initial_trace(self._model, self._args, self._kwargs)
         #: Name of the site.
         self.name = _choose(trace, site)
         node = _nodes(trace)[self.name]
         #: The site's distribution in the latest run without chain axes.
         self.fn: TorchDistribution = node["fn"]
+        #: The parts of the site's value: a deep machine's even layers.
+        self.layers = EvenLayers.of_site(self.name, messenger.machines.get(self.name))
+        #: The deep machine of the first run, None for any other distribution.
+        self.deep = deep_machine(node)
         #: Batch shape of the site, whose elements are independent given the rest.
         self.rows: Size = self.fn.batch_shape
         #: The site's value in the first run.
@@ -174,6 +185,15 @@ class SiteDensity:
             gradient = _gradient(total, leaf, create_graph=True)
             curvature = _gradient(gradient, leaf, create_graph=False)
         return total.detach(), gradient.detach(), curvature.detach()
+
+    @property
+    def seen_units(self) -> Unit:
+        """The units of a machine that the rest of the model depends on: its visible layer, of which the first
+        entries of a deep machine's value are the states."""
+        if self.deep is not None:
+            return self.deep.units[0]
+        assert isinstance(self.fn, RBM)
+        return self.fn.visible
 
     @property
     def runs_chains(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_ebm.distributions import RBM
 from pyro_ebm.distributions.units import Unit
@@ -29,6 +30,7 @@ __all__ = [
     "nonlinearity",
     "random_states",
     "refuse_nonlinear",
+    "with_curvature",
 ]
 
 #: Model runs that measuring the fields may take.
@@ -102,7 +104,8 @@ class GradientField:
     are linear functions of their states (except counts, for which this is the nearest one).
 
     :param SiteDensity density: the rest of the model.
-    :param Unit unit: the visible layer.
+    :param Unit unit: the visible layer; of the further layers that a deep machine's states hold beside it the
+        rest knows nothing, and the field is zero there.
     :param bool second_order: whether to take second derivatives.
     """
 
@@ -126,16 +129,21 @@ class GradientField:
         value, gradient, second = self._density.second_order(v)
         curvature, gradient = -_finite(second), _finite(gradient)
         if self._unit.is_discrete:
-            groups = curvature.unflatten(-1, (-1, self._squares.shape[1]))
-            squares = (groups @ self._squares.mT).flatten(-2)
+            groups = self._seen(curvature).unflatten(-1, (-1, self._squares.shape[1]))
+            squares = _as_wide((groups @ self._squares.mT).flatten(-2), v)
             return LocalField(value, gradient + curvature * v - 0.5 * squares)
         # Proposals need a positive precision also where the rest is convex: that of the machine as the
         # latest run of the model had it, which may depend on other sites.
         machine = self._density.fn
         assert isinstance(machine, RBM)
-        least = -0.9 * machine.visible.parameters["precision"].detach()
-        curvature = torch.maximum(curvature, least)
+        least = -0.9 * machine.visible.parameters[_precision_name(machine.visible)].detach()
+        least = self._seen(least) if least.dim() else least
+        curvature = _as_wide(torch.maximum(self._seen(curvature), least), v)
         return LocalField(value, gradient + curvature * v, curvature)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """The entries of the visible layer."""
+        return x[..., : self._unit.size]
 
 
 class DifferenceField:
@@ -184,7 +192,7 @@ class FixedDifferenceField:
 
 
 def random_states(rbm: RBM, sample_shape: tuple[int, ...] = ()) -> Tensor:
-    """States of the visible layer drawn without any field."""
+    """States of the visible layer (all even layers of a deep machine) drawn without any field."""
     theta = rbm.visible.neutral().natural_bias.detach()
     return rbm.visible.natural_sample(
         theta.expand(sample_shape + rbm.batch_shape + rbm.event_shape)
@@ -198,22 +206,31 @@ def measure_field(
 
     :param SiteDensity density: the rest of the model.
     :param Unit unit: the visible layer, discrete.
-    :param Tensor start: states of the other units meanwhile, shape ``chain_shape + rows + (V,)``.
-    :param units: numbers of the units to measure, one after the other in the result; all if None.
+    :param Tensor start: states of the other units meanwhile, shape ``chain_shape + rows + (V,)``, or more
+        entries, on which the rest does not depend.
+    :param units: numbers of the units to measure, one after the other in the result; all if None, and the
+        result is then as wide as ``start``.
     :raises ValueError: if that takes more than 100,000 states.
     """
     states = unit.unit_states()
-    num_states = len(states)
+    num_states, every = len(states), units is None
     if unit.num_units * num_states > _MAX_RUNS:
         raise ValueError(
             f"{unit.num_units} units of {num_states} states each need more than {_MAX_RUNS} runs "
             "of the model"
         )
-    units = range(unit.num_units) if units is None else units
+    units = units if units is not None else range(unit.num_units)
     values = torch.cat([density.log_density(v) for v in _changed_states(units, states, start)])
     values = values.unflatten(0, (len(units), num_states))
     field = torch.einsum("dk,nk...->...nd", _least_squares(states), values)
-    return field.flatten(-2).to(start.dtype)
+    field = field.flatten(-2).to(start.dtype)
+    return _as_wide(field, start) if every else field
+
+
+def _as_wide(x: Tensor, v: Tensor) -> Tensor:
+    """Numbers of the visible units with zeros for the further entries of states."""
+    missing = v.shape[-1] - x.shape[-1]
+    return pad(x, (0, missing)) if missing else x
 
 
 def _changed_states(units: Sequence[int], states: Tensor, start: Tensor) -> Iterator[Tensor]:
@@ -277,17 +294,32 @@ def refuse_nonlinear(site: str, error: float) -> None:
     )
 
 
-def choose_field(density: SiteDensity, rbm: RBM) -> Field:
+def _precision_name(unit: Unit) -> str:
+    """Name of the precisions of a layer, or of its first block."""
+    return "precision" if "precision" in unit.parameters else "0_precision"
+
+
+def with_curvature(unit: Unit, curvature: Tensor) -> Unit:
+    """A layer of real units, or one whose first block is of them, with curvatures in its precisions.
+
+    :param Unit unit: the layer.
+    :param Tensor curvature: shape ``(..., size)``, zero at all other blocks.
+    """
+    name, (_, first) = _precision_name(unit), unit.parts()[0]
+    return unit.replace(**{name: unit.parameters[name] + curvature[..., : first.size]})
+
+
+def choose_field(density: SiteDensity) -> Field:
     """The cheapest way to find the field that is as good as measuring it.
 
     These are derivatives where they agree with the differences between states; otherwise the
     differences, at one state if the rest turns out to be linear; and the gradient as it is where the
     differences would take a run of the model each at every step. Real and mixed units take derivatives.
 
-    :param SiteDensity density: the rest of the model.
-    :param RBM rbm: the machine at the site.
+    :param SiteDensity density: the rest of the model, whose site is a machine.
     """
-    unit = rbm.visible
+    unit, rbm = density.seen_units, density.fn
+    assert isinstance(rbm, RBM)
     if not unit.is_discrete or len(unit.parts()) > 1:
         # Second derivatives go into the precisions of single units, which others do not have.
         has_precision = "precision" in unit.parameters and unit.num_units == unit.size
@@ -335,7 +367,8 @@ def exact_gradients(density: SiteDensity, unit: Unit, states: Tensor) -> list[Gr
     for second_order in (False, True) if _is_twice_differentiable(density) else (False,):
         gradient = GradientField(density, unit, second_order)
         local = gradient(states)
-        field = local.field.double().unflatten(-1, (unit.num_units, table.shape[1]))
+        field = local.field[..., : unit.size].double()
+        field = field.unflatten(-1, (unit.num_units, table.shape[1]))
         error = ((field[..., some, :] @ project.mT).flatten(-2) - measured).abs()
         if bool((error.amax(-1) <= _rounding(local, local.log_density, states.dtype)).all()):
             found.append((local.field, gradient))

@@ -14,7 +14,9 @@ from typing import Any, Self
 import torch
 from torch import Generator, Tensor
 
-from pyro_ebm.distributions import RBM, GibbsSweep
+from pyro_ebm.distributions import DBM, RBM, GibbsSweep
+from pyro_ebm.distributions.units.joined import join_units
+from pyro_ebm.infer.mcmc.even_layers import as_rbm
 from pyro_ebm.infer.mcmc.kernel import MachineKernel
 from pyro_ebm.infer.mcmc.ladder_placement import check_betas, check_target_rejection, initial_ladder
 from pyro_ebm.infer.mcmc.ladder_tuning import LadderTuner, warmup_rounds
@@ -22,6 +24,7 @@ from pyro_ebm.infer.mcmc.replica_exchange import Replicas
 from pyro_ebm.infer.mcmc.replica_layout import ReplicaLayout
 from pyro_ebm.infer.mcmc.tempering_report import TemperingReport
 from pyro_ebm.infer.paths import GeometricPath, MachinePath, Path, base_unit
+from pyro_ebm.infer.paths.geometric import mean_unit
 
 __all__ = ["ParallelTempering"]
 
@@ -53,9 +56,9 @@ class ParallelTempering(MachineKernel):
     machine's own visible biases and 10 from the means of the data, so that 20 levels do the work of 26.
 
     **The state** is all replicas, and it is in the parameters that :meth:`sample` maps to new ones: the
-    draw as ``"v"`` and the rest as ``"v.replicas"``, ``"v.identity"`` and ``"v.parity"``. Drivers store
-    the first. Parameters without the others are completed by copies of the draw at every level. A draw
-    that another kernel has changed is honoured.
+    draw as ``"v"`` (with ``"h2"`` and so on of a DBM) and the rest as ``"v.replicas"``, ``"v.identity"`` and
+    ``"v.parity"``. Drivers store the draw. Parameters without the others are completed by copies of the
+    draw at every level. A draw that another kernel has changed is honoured.
 
     **Did it work?** Beside the ``"energy"`` of every draw, :meth:`diagnostics` has under ``"tempering"`` a
     dictionary of tensors: ``betas``; ``swap_rate`` by pair of neighbours (the mean acceptance
@@ -71,11 +74,12 @@ class ParallelTempering(MachineKernel):
     [2] *Parallel tempering for training of restricted Boltzmann machines*, Guillaume Desjardins,
     Aaron Courville, Yoshua Bengio, Pascal Vincent, Olivier Delalleau (2010)
 
-    :param target: the machine, with any batch shape, or a Pyro model as for
+    :param target: the machine, an RBM or a DBM with any batch shape, or a Pyro model as for
         :class:`~pyro_ebm.infer.BlockGibbs`. The elements of a batch share one ladder.
     :param int num_replicas: levels of the ladder, at least 2; tuned in the warm-up if None.
     :param base: the visible layer at level 0: ``"uniform"``, ``"biases"`` for the machine's own visible
-        biases, or the means of data, shape ``(..., V)``. None is the first where the support is
+        biases, or the means of data, shape ``(..., V)`` (the other even layers of a DBM then have their own
+        biases). None is the first where the support is
         finite, otherwise the second.
     :param betas: the levels themselves, increasing to 1; the ladder is then not tuned.
     :param Path path: another path, such as a :class:`~pyro_ebm.infer.paths.MachinePath`, that ends at the
@@ -103,7 +107,7 @@ class ParallelTempering(MachineKernel):
 
     def __init__(
         self,
-        target: RBM | Callable[..., Any],
+        target: RBM | DBM | Callable[..., Any],
         num_replicas: int | None = None,
         *,
         base: Tensor | str | None = None,
@@ -139,7 +143,7 @@ class ParallelTempering(MachineKernel):
     @classmethod
     def from_checkpoints(
         cls,
-        checkpoints: Sequence[RBM],
+        checkpoints: Sequence[RBM] | Sequence[DBM],
         num_replicas: int | None = None,
         *,
         num_steps: int = 1,
@@ -166,7 +170,7 @@ class ParallelTempering(MachineKernel):
         :param options: further arguments of the class.
         :raises ValueError: if the machines do not fit together.
         """
-        path = MachinePath(checkpoints, generator)
+        path = MachinePath([as_rbm(machine) for machine in checkpoints], generator)
         betas = None if adapt else initial_ladder(len(path.knots))
         return cls(
             checkpoints[-1],
@@ -192,7 +196,7 @@ class ParallelTempering(MachineKernel):
     @property
     def save_params(self) -> list[str]:
         """What drivers store: the draws, and not all replicas."""
-        return [self.site] if self._save_params is None else self._save_params
+        return list(self._layers.names) if self._save_params is None else self._save_params
 
     @save_params.setter
     def save_params(self, names: list[str]) -> None:
@@ -207,7 +211,10 @@ class ParallelTempering(MachineKernel):
             _check_end(self.path, target)
 
     def _base_unit(self, target: RBM) -> Any:
-        base = self.base
+        base, layers = self.base, self._layers.units
+        if isinstance(base, Tensor) and layers is not None:
+            visible = mean_unit(layers[0], base, target.parameter_batch_shape)
+            return join_units([visible, *layers[1:]])
         if base is None and target.visible.num_states is not None:
             base = "uniform"
         elif isinstance(base, str) and base == "biases":
@@ -251,7 +258,7 @@ class ParallelTempering(MachineKernel):
         return self._ladder
 
     def _start(self) -> Tensor:
-        return self._start_params()[self.site]
+        return self._layers.join(self._start_params())
 
     def _start_params(self) -> dict[str, Tensor]:
         ladder = self._tuner.exchange.ladder
@@ -264,7 +271,7 @@ class ParallelTempering(MachineKernel):
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         self._ensure_prepared()
         self._replicas = self._read(params)
-        draw = super().sample(params)[self.site]
+        draw = self._layers.join(super().sample(params))
         self._draw = draw
         return self._params(draw, self._replicas)
 
@@ -303,11 +310,12 @@ class ParallelTempering(MachineKernel):
 
     def _params(self, draw: Tensor, replicas: Replicas) -> dict[str, Tensor]:
         values = (replicas.v, replicas.identity, self._turns[replicas.parity])
-        return {self.site: draw, **dict(zip(self._names(), values, strict=True))}
+        return self._layers.split(draw) | dict(zip(self._names(), values, strict=True))
 
     def _read(self, params: dict[str, Tensor]) -> Replicas:
         """The replicas that parameters speak of; those of the latest draw need no product."""
-        draw, own, exchange = params[self.site], self._replicas, self._tuner.exchange
+        draw, own = self._layers.join(params), self._replicas
+        exchange = self._tuner.exchange
         v, identity, parity = (params.get(name) for name in self._names())
         if own is not None and own.v is v:
             if draw is self._draw:

@@ -13,7 +13,7 @@ from pyro_ebm.distributions.units import Unit
 from pyro_ebm.infer.paths.base import Ladder, Path
 from pyro_ebm.ops.linear import affine, apply_weight
 
-__all__ = ["GeometricLadder", "GeometricPath", "base_unit"]
+__all__ = ["GeometricLadder", "GeometricPath", "base_unit", "mean_unit"]
 
 
 class GeometricPath(Path):
@@ -208,16 +208,18 @@ def _draw_(unit: Unit, theta: Tensor, generator: Generator | None) -> Tensor:
     return unit.natural_sample_from(theta, noise)
 
 
-def base_unit(dist: RBM, base: Tensor | str | None) -> Unit:
+def base_unit(dist: RBM, base: Unit | Tensor | str | None) -> Unit:
     """The visible layer at beta = 0.
 
     :param RBM dist: the machine at beta = 1.
     :param base: None for the machine's own visible biases, "uniform" (finite supports only), or data
-        means, shape ``(..., V)`` that broadcasts to the machine's.
+        means, shape ``(..., V)`` that broadcasts to the machine's; a layer is given back.
     :raises ValueError: for another word, a shape that does not fit, NaN, or "uniform" for an unbounded
         layer.
     """
     visible = dist.visible
+    if isinstance(base, Unit):
+        return base
     if base is None:
         return visible
     if isinstance(base, str):
@@ -227,16 +229,27 @@ def base_unit(dist: RBM, base: Tensor | str | None) -> Unit:
             name = type(visible).__name__
             raise ValueError(f'base="uniform" is impossible for unbounded {name} units')
         return visible.neutral()
-    if base.shape[-1:] != (visible.size,):
-        raise ValueError(f"base must have shape (..., {visible.size}), got {tuple(base.shape)}")
-    batch = dist.parameter_batch_shape
-    if not _broadcasts_to(base.shape[:-1], batch):
+    return mean_unit(visible, base, dist.parameter_batch_shape)
+
+
+def mean_unit(unit: Unit, means: Tensor, batch_shape: Size) -> Unit:
+    """A layer of the same family with (almost) the given means, as a base.
+
+    :param Unit unit: the layer.
+    :param Tensor means: shape ``(..., size)`` that broadcasts to ``batch_shape + (size,)``.
+    :param batch_shape: that of the machine.
+    :raises ValueError: for a shape that does not fit, or NaN.
+    """
+    if means.shape[-1:] != (unit.size,):
+        raise ValueError(f"base must have shape (..., {unit.size}), got {tuple(means.shape)}")
+    if not _broadcasts_to(means.shape[:-1], batch_shape):
         raise ValueError(
-            f"base of shape {tuple(base.shape)} does not broadcast to the batch shape {tuple(batch)}"
+            f"base of shape {tuple(means.shape)} does not broadcast to the batch shape "
+            f"{tuple(batch_shape)}"
         )
-    if bool(torch.isnan(base).any()):
+    if bool(torch.isnan(means).any()):
         raise ValueError("base contains NaN")
-    return visible.from_mean(base)
+    return unit.from_mean(means)
 
 
 def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:

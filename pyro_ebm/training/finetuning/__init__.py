@@ -6,7 +6,7 @@
 from pyro_ebm.training.finetuning.classifier import FeedForwardClassifier
 from pyro_ebm.training.finetuning.config import FineTuneConfig
 from pyro_ebm.training.finetuning.layers import MeanLayer
-from pyro_ebm.training.finetuning.mean_field import TopLayerMeanField
+from pyro_ebm.training.finetuning.mean_field import MeanFieldInputs
 from pyro_ebm.training.finetuning.splits import (
     labelled_subset,
     stratified_folds,
@@ -18,8 +18,8 @@ __all__ = [
     "FeedForwardClassifier",
     "FineTuneConfig",
     "FineTuner",
+    "MeanFieldInputs",
     "MeanLayer",
-    "TopLayerMeanField",
     "labelled_subset",
     "stratified_folds",
     "stratified_split",

@@ -10,15 +10,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from pyro_ebm.nn import RBM
+from pyro_ebm.nn import DBM, RBM
 from pyro_ebm.ops.random import bernoulli
 from pyro_ebm.training.finetuning.layers import MeanLayer, glorot_
-from pyro_ebm.training.finetuning.stacking import (
-    check_layers,
-    mean_field_of,
-    seeded_generator,
-    widened,
-)
+from pyro_ebm.training.finetuning.mean_field import MeanFieldInputs
+from pyro_ebm.training.finetuning.stacking import check_layers, seeded_generator, widened
 
 __all__ = ["FeedForwardClassifier"]
 
@@ -31,14 +27,14 @@ ExtraInputs = bool | Callable[[Tensor], Tensor]
 class FeedForwardClassifier(nn.Module):
     r"""Layers of hidden means with a softmax on top, to be trained by :class:`FineTuner`.
 
-    Made by :meth:`from_rbms`, :meth:`from_weights` or :meth:`random`. Layer by layer it computes the mean of
-    the hidden units given the layer below, :math:`\mathrm{E}[h | v]` of the machine that it came from, and at
-    last :math:`\log p(y | v)` up to a constant.
+    Made by :meth:`from_rbms`, :meth:`from_dbm`, :meth:`from_weights` or :meth:`random`. Layer by layer it
+    computes the mean of the hidden units given the layer below, :math:`\mathrm{E}[h | v]` of the machine that
+    it came from, and at last :math:`\log p(y | v)` up to a constant.
 
     With *extra inputs* [1] the first layer sees :math:`[v, q(h_2 | v)]` with the weight
     :math:`[W_1; W_2^\top]`, so that at the start it computes the mean-field update of the first hidden layer
-    of a deep Boltzmann machine, and not what remains of it without the layer above. The extra inputs are
-    data: no gradient goes through them.
+    of a deep Boltzmann machine, and not what remains of it without the layer above. So does every layer but
+    the last of a deeper network. The extra inputs are data: no gradient goes through them.
 
     **References**
 
@@ -48,7 +44,8 @@ class FeedForwardClassifier(nn.Module):
     :param int num_classes: number of classes.
     :param float dropout: probability that an output of a hidden layer is left out in training.
     :param float input_dropout: the same of inputs.
-    :param extra_inputs: what maps rows ``(rows, V)`` to extra inputs ``(rows, E)``, None for no such.
+    :param extra_inputs: what maps rows ``(rows, V)`` to extra inputs ``(rows, H2 + ... + HL)``, those of the
+        lowest layer first; None for no such. Layers then have the inputs of both.
     :param torch.Generator generator: random numbers of the softmax layer's weights, which are Glorot's.
     :raises ValueError: for impossible options, or layers that do not fit.
     """
@@ -64,7 +61,7 @@ class FeedForwardClassifier(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        check_layers(layers)
+        check_layers(layers, extra_inputs=extra_inputs is not None)
         if not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(f"num_classes must be a whole number >= 2, got {num_classes!r}")
         for name, rate in (("dropout", dropout), ("input_dropout", input_dropout)):
@@ -99,7 +96,7 @@ class FeedForwardClassifier(nn.Module):
         :param int num_classes: number of classes.
         :param extra_inputs: see :meth:`from_weights`. True takes the two machines for the layers of a deep
             Boltzmann machine, as after a pre-training that halves what is counted twice; two machines that
-            were trained one on the other have no such q(h2 | v).
+            were trained one on the other have no such q(h2 | v), see :meth:`from_dbm`.
         :param int seed: seed of the softmax layer; the global generator if None.
         :param options: ``dropout`` and ``input_dropout``.
         :raises TypeError: if something is no RBM.
@@ -108,6 +105,48 @@ class FeedForwardClassifier(nn.Module):
         if isinstance(modules, RBM):
             modules = [modules]
         layers = [MeanLayer.from_rbm(module) for module in modules]
+        return cls._build(layers, num_classes, extra_inputs, seed, options)
+
+    @classmethod
+    def from_dbm(
+        cls,
+        module: DBM,
+        num_classes: int,
+        *,
+        extra_inputs: ExtraInputs = True,
+        max_mean_field_updates: int = 200,
+        mean_field_tolerance: float = 1e-4,
+        seed: int | None = None,
+        **options: Any,
+    ) -> "FeedForwardClassifier":
+        """Start from a deep Boltzmann machine of any depth.
+
+        With extra inputs every hidden layer starts as its mean-field state given v; without them as what it
+        is given the layer below alone. A machine of one hidden layer has nothing above it and no extra
+        inputs.
+
+        :param module: a :class:`pyro_ebm.nn.DBM`; its parameters are copied.
+        :param int num_classes: number of classes.
+        :param extra_inputs: True for :class:`MeanFieldInputs` of the machine; False; or a function from rows
+            ``(rows, V)`` to what these give, shape ``(rows, H2 + ... + HL)``.
+        :param int max_mean_field_updates: see :class:`MeanFieldInputs`.
+        :param float mean_field_tolerance: see :class:`MeanFieldInputs`.
+        :param int seed: seed of the softmax layer; the global generator if None.
+        :param options: ``dropout`` and ``input_dropout``.
+        :raises TypeError: for another module.
+        :raises ValueError: for impossible options.
+
+        >>> from pyro_ebm.nn import DBM
+        >>> from pyro_ebm.training import FeedForwardClassifier
+        >>> classifier = FeedForwardClassifier.from_dbm(DBM(6, [5, 4]), num_classes=3, seed=0)
+        >>> [tuple(layer.weight.shape) for layer in classifier.layers]
+        [(10, 5), (5, 4)]
+        """
+        layers = MeanLayer.from_dbm(module)
+        if extra_inputs is True:
+            extra_inputs = module.depth > 1 and MeanFieldInputs(
+                module(), max_updates=max_mean_field_updates, tolerance=mean_field_tolerance
+            )
         return cls._build(layers, num_classes, extra_inputs, seed, options)
 
     @classmethod
@@ -130,9 +169,9 @@ class FeedForwardClassifier(nn.Module):
         :param int num_classes: number of classes.
         :param str hidden: family of the hidden layers.
         :param hidden_options: options of the family.
-        :param extra_inputs: whether the first layer gets :math:`q(h_2|v)` too. True takes the mean field of
-            :class:`TopLayerMeanField` with these weights, for two Bernoulli layers; or a function from rows
-            ``(rows, V)`` to :math:`q(h_2|v)`, shape ``(rows, H2)``.
+        :param extra_inputs: whether layers get the mean-field state of the layer above too. True takes that
+            of the deep machine with these weights, see :class:`MeanFieldInputs`; or a function from rows
+            ``(rows, V)`` to it, shape ``(rows, H2 + ... + HL)``.
         :param int seed: seed of the softmax layer; the global generator if None.
         :param options: ``dropout`` and ``input_dropout``.
         :raises ValueError: for shapes that do not fit or impossible options.
@@ -194,12 +233,11 @@ class FeedForwardClassifier(nn.Module):
         generator = seeded_generator(seed, layers[0].weight.device)
         if extra_inputs is False:
             return cls(layers, num_classes, generator=generator, **options)
-        if len(layers) != 2:
-            raise ValueError(f"extra_inputs need two hidden layers, got {len(layers)}")
-        function = mean_field_of(layers) if extra_inputs is True else extra_inputs
+        check_layers(widened(layers), extra_inputs=True)
+        function = MeanFieldInputs.of_layers(layers) if extra_inputs is True else extra_inputs
         if not callable(function):
             raise TypeError(f"extra_inputs must be True, False or a function, got {function!r}")
-        layers = [widened(layers), layers[1]]
+        layers = widened(layers)
         return cls(layers, num_classes, generator=generator, extra_inputs=function, **options)
 
     # --- what it computes ---------------------------------------------------------------------
@@ -208,13 +246,14 @@ class FeedForwardClassifier(nn.Module):
     def num_visible(self) -> int:
         """Entries of a row, without extra inputs."""
         num_inputs = self.layers[0].get_parameter("weight").shape[0]
-        return int(num_inputs) - self._num_extra
+        return int(num_inputs) - sum(self._extra_sizes[:1])
 
     @property
-    def _num_extra(self) -> int:
+    def _extra_sizes(self) -> list[int]:
+        """Extra inputs of every layer but the last; empty without."""
         if self.extra_inputs is None:
-            return 0
-        return int(self.layers[1].get_parameter("weight").shape[1])
+            return []
+        return [int(layer.get_parameter("weight").shape[1]) for layer in self.layers[1:]]
 
     @property
     def num_classes(self) -> int:
@@ -234,7 +273,7 @@ class FeedForwardClassifier(nn.Module):
         if self.extra_inputs is None:
             return None
         made = self.extra_inputs(v)
-        expected = (len(v), self._num_extra)
+        expected = (len(v), sum(self._extra_sizes))
         if not isinstance(made, Tensor) or made.shape != expected:
             got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise ValueError(f"extra_inputs must give shape {expected}, got {got}")
@@ -251,9 +290,13 @@ class FeedForwardClassifier(nn.Module):
         """
         if self.extra_inputs is not None and extra is None:
             extra = self.extra(v)
-        x = v if extra is None else torch.cat([v, extra], -1)
+        parts = [] if extra is None else list(extra.split(self._extra_sizes, -1))
+        x = v if extra is None else torch.cat([v, parts[0]], -1)
         x = self._drop(x, self.input_dropout, generator)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if 0 < number < len(parts):
+                part = self._drop(parts[number], self.input_dropout, generator)
+                x = torch.cat([x, part], -1)
             x = self._drop(layer(x), self.dropout, generator)
         return self.head(x)
 

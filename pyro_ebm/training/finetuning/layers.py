@@ -10,7 +10,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import Parameter
 
-from pyro_ebm.nn import RBM
+from pyro_ebm.nn import DBM, RBM
+from pyro_ebm.nn.deep_initialization import layer_of, without_offsets
+from pyro_ebm.nn.tied_rbm import TiedRBM
 from pyro_ebm.nn.unit_parameters import UnitParameters
 
 __all__ = ["MeanLayer"]
@@ -71,6 +73,8 @@ class MeanLayer(nn.Module):
         """
         if not isinstance(module, RBM):
             raise TypeError(f"expected a pyro_ebm.nn.RBM, got {type(module).__name__}")
+        if isinstance(module, TiedRBM):
+            raise TypeError("a TiedRBM is trained for a deep machine: make one and use from_dbm()")
         dist = module()
         # The form without offsets, whatever the parameterisation that is learnt in.
         canonical = dist.canonical()
@@ -79,6 +83,25 @@ class MeanLayer(nn.Module):
         unit, _ = dist.hidden.tilt(canonical.hidden_bias - dist.hidden.natural_bias)
         layer.units.assign(unit)
         return layer
+
+    @classmethod
+    @torch.no_grad()
+    def from_dbm(cls, module: DBM) -> list["MeanLayer"]:
+        """The layers that compute what each hidden layer of a deep machine is given the one below **alone**,
+        from the bottom to the top; offsets move into the biases.
+
+        :param module: a :class:`pyro_ebm.nn.DBM`; its parameters are copied.
+        :raises TypeError: for another module.
+        """
+        if not isinstance(module, DBM):
+            raise TypeError(f"expected a pyro_ebm.nn.DBM, got {type(module).__name__}")
+        layers = []
+        for number, weight in enumerate(module.weights):
+            own = layer_of(module, number + 1)
+            layer = cls(weight, None, own.family, own.options)
+            layer.units.assign(without_offsets(module, number + 1))
+            layers.append(layer)
+        return layers
 
     @classmethod
     def glorot(

@@ -1,89 +1,95 @@
 # Copyright Contributors to the pyro_ebm project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The top layer of a deep Boltzmann machine given its visible layer, by mean field."""
+"""The upper layers of a deep Boltzmann machine given its visible layer, as inputs of a network."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TopLayerMeanField"]
+from pyro_ebm.distributions import DBM, units
+from pyro_ebm.distributions.units import Unit
+from pyro_ebm.training.finetuning.layers import MeanLayer
+
+__all__ = ["MeanFieldInputs"]
 
 #: Rows that are iterated at once.
 _CHUNK_ROWS = 4096
 
 
-class TopLayerMeanField(nn.Module):
-    r"""The mean-field posterior :math:`q(h_2 | v)` of a deep Boltzmann machine of two Bernoulli layers.
+class MeanFieldInputs(nn.Module):
+    r"""The means of :math:`q(h_2 | v), \dots, q(h_L | v)` one after the other, by the mean field of a deep
+    Boltzmann machine (:meth:`~pyro_ebm.distributions.DBM.mean_field`).
 
-    .. math::
-        q_1 \leftarrow \sigma(b_1 + W_1^\top v + W_2 q_2), \qquad q_2 \leftarrow \sigma(b_2 + W_2^\top q_1)
+    The machine's parameters are buffers: what a classifier gets as an extra input stays fixed while it is
+    trained.
 
-    in turn, from the bottom-up pass with doubled weights of [1]; every update raises the variational bound.
-    The parameters are buffers: what a classifier gets as an extra input stays fixed while it is trained.
-
-    **References**
-
-    [1] *Deep Boltzmann machines*, Ruslan Salakhutdinov, Geoffrey Hinton (2009), section 3
-
-    :param Tensor weight1: :math:`W_1`, shape ``(V, H1)``.
-    :param Tensor weight2: :math:`W_2`, shape ``(H1, H2)``.
-    :param Tensor bias1: :math:`b_1`, shape ``(H1,)``.
-    :param Tensor bias2: :math:`b_2`, shape ``(H2,)``.
-    :param int max_updates: largest number of updates of each layer.
-    :param float tolerance: largest change of :math:`q_2` at which the iteration of a block of rows ends.
-    :raises ValueError: for impossible options or shapes that do not fit.
+    :param DBM dbm: the machine; its parameters are copied.
+    :param int max_updates: largest number of updates of all layers.
+    :param float tolerance: a row is done when an update changes no natural parameter by more.
+    :raises ValueError: for less than two hidden layers or impossible options.
     """
 
-    weight1: Tensor
-    weight2: Tensor
-    bias1: Tensor
-    bias2: Tensor
-
-    def __init__(
-        self,
-        weight1: Tensor,
-        weight2: Tensor,
-        bias1: Tensor,
-        bias2: Tensor,
-        *,
-        max_updates: int = 100,
-        tolerance: float = 1e-6,
-    ) -> None:
+    def __init__(self, dbm: DBM, *, max_updates: int = 200, tolerance: float = 1e-4) -> None:
         super().__init__()
-        if weight1.shape[1] != weight2.shape[0]:
-            raise ValueError(
-                f"weight2 must have {weight1.shape[1]} rows, the outputs of weight1; got shape "
-                f"{tuple(weight2.shape)}"
-            )
+        if dbm.depth < 2:
+            raise ValueError(f"extra inputs need two hidden layers, got {dbm.depth}")
         if not isinstance(max_updates, int) or max_updates < 1:
             raise ValueError(f"max_updates must be a whole number >= 1, got {max_updates!r}")
         if not tolerance >= 0:
             raise ValueError(f"tolerance must be a number >= 0, got {tolerance!r}")
-        tensors = {"weight1": weight1, "weight2": weight2, "bias1": bias1, "bias2": bias2}
-        for name, value in tensors.items():
-            self.register_buffer(name, value.detach().clone())
         self.max_updates = max_updates
         self.tolerance = tolerance
+        # The families; their tensors are the buffers, which move with the network.
+        self._units = dbm.detach().units
+        for number, weight in enumerate(dbm.weights):
+            self.register_buffer(f"weight_{number}", weight.detach().clone())
+        for number, unit in enumerate(dbm.units):
+            for name, value in unit.parameters.items():
+                self.register_buffer(f"layer_{number}_{name}", value.detach().clone())
+        self._has_offsets = dbm._offsets is not None
+        for number, offset in enumerate(dbm.offsets if self._has_offsets else ()):
+            self.register_buffer(f"offset_{number}", offset.detach().clone())
+
+    @classmethod
+    def of_layers(cls, layers: Sequence[MeanLayer]) -> "MeanFieldInputs":
+        """Of the machine whose hidden layers, weights and biases are those of some layers of a network."""
+        first = layers[0].weight.detach()
+        # The mean field given v does not ask what v is.
+        visible = units.Bernoulli(first.new_zeros(len(first)), validate_args=False)
+        hidden = [layer.units.forward() for layer in layers]
+        weights = [layer.weight for layer in layers]
+        return cls(DBM([visible, *hidden], weights, validate_args=False))
+
+    def machine(self) -> DBM:
+        """The machine."""
+        depth = len(self._units) - 1
+        offsets = None
+        if self._has_offsets:
+            offsets = [self.get_buffer(f"offset_{number}") for number in range(depth + 1)]
+        return DBM(
+            [self._unit(number) for number in range(depth + 1)],
+            [self.get_buffer(f"weight_{number}") for number in range(depth)],
+            offsets=offsets,
+            validate_args=False,
+        )
+
+    def _unit(self, number: int) -> Unit:
+        unit = self._units[number]
+        return unit.replace(
+            **{name: self.get_buffer(f"layer_{number}_{name}") for name in unit.parameters}
+        )
 
     @torch.no_grad()
     def forward(self, v: Tensor) -> Tensor:
-        """:math:`q(h_2 | v)`, shape ``(rows, H2)``.
+        """The means, shape ``(rows, H2 + ... + HL)``.
 
         :param Tensor v: shape ``(rows, V)``.
         """
-        return torch.cat([self._block(rows) for rows in v.split(_CHUNK_ROWS)])
-
-    def _block(self, v: Tensor) -> Tensor:
-        field = v @ self.weight1
-        first = torch.sigmoid(self.bias1 + 2.0 * field)
-        field = field + self.bias1
-        second = torch.sigmoid(self.bias2 + first @ self.weight2)
-        for _ in range(self.max_updates):
-            first = torch.sigmoid(torch.addmm(field, second, self.weight2.T))
-            new = torch.sigmoid(torch.addmm(self.bias2, first, self.weight2))
-            change = (new - second).abs().max()
-            second = new
-            # One number a block and update: the products cost more than the wait for it.
-            if change <= self.tolerance:
-                break
-        return second
+        dbm = self.machine()
+        parts = []
+        for rows in v.split(_CHUNK_ROWS):
+            found = dbm.mean_field(rows, max_updates=self.max_updates, tolerance=self.tolerance)
+            parts.append(torch.cat(found.means[1:], -1))
+        return torch.cat(parts)

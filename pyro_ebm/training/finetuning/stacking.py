@@ -10,47 +10,41 @@ import torch
 from torch import Generator
 
 from pyro_ebm.training.finetuning.layers import MeanLayer
-from pyro_ebm.training.finetuning.mean_field import TopLayerMeanField
 
-__all__ = ["check_layers", "mean_field_of", "seeded_generator", "widened"]
+__all__ = ["check_layers", "seeded_generator", "widened"]
 
 
-def check_layers(layers: Sequence[MeanLayer]) -> None:
+def check_layers(layers: Sequence[MeanLayer], *, extra_inputs: bool = False) -> None:
     """Refuse layers that do not fit.
 
+    :param bool extra_inputs: whether every layer but the last also has what the layer above it makes as
+        inputs.
     :raises ValueError: if they do not.
     """
     if not layers:
         raise ValueError("a classifier needs at least one hidden layer, got none")
+    if extra_inputs and len(layers) < 2:
+        raise ValueError(f"extra_inputs need two hidden layers, got {len(layers)}")
+    sizes = [layer.num_outputs for layer in layers]
     for i, (lower, upper) in enumerate(pairwise(layers)):
-        if lower.num_outputs != upper.num_inputs:
+        extra = sizes[i + 2] if extra_inputs and i + 2 < len(sizes) else 0
+        if lower.num_outputs + extra != upper.num_inputs:
             raise ValueError(
                 f"layer {i} has {lower.num_outputs} outputs, but layer {i + 1} takes "
-                f"{upper.num_inputs} inputs"
+                f"{upper.num_inputs - extra} inputs" + (f" and {extra} extra ones" if extra else "")
             )
 
 
-def mean_field_of(layers: Sequence[MeanLayer]) -> TopLayerMeanField:
-    """The mean field of the deep Boltzmann machine with the weights and biases of two layers.
-
-    :raises ValueError: if their units are no bits.
-    """
-    families = [layer.family for layer in layers]
-    if families != ["bernoulli", "bernoulli"]:
-        raise ValueError(
-            f"extra_inputs=True is the mean field of Bernoulli layers, got {families}; give a function"
-        )
-    biases = [layer.units.forward().natural_bias for layer in layers]
-    return TopLayerMeanField(layers[0].weight, layers[1].weight, *biases)
-
-
-def widened(layers: Sequence[MeanLayer]) -> MeanLayer:
-    """The first layer with the inputs [v, q(h2)] and the weight [W1; W2']."""
-    first, second = layers
-    weight = torch.cat([first.weight.detach(), second.weight.detach().T])
-    wide = MeanLayer(weight, None, first.family, first.units.options)
-    wide.units.load_state_dict(first.units.state_dict())
-    return wide
+def widened(layers: Sequence[MeanLayer]) -> list[MeanLayer]:
+    """Layers of which each but the last has the inputs [x, q(h of the layer above)] and the weight
+    [W; W' of the layer above]."""
+    wide = []
+    for layer, above in pairwise(layers):
+        weight = torch.cat([layer.weight.detach(), above.weight.detach().T])
+        new = MeanLayer(weight, None, layer.family, layer.units.options)
+        new.units.load_state_dict(layer.units.state_dict())
+        wide.append(new)
+    return [*wide, layers[-1]]
 
 
 def seeded_generator(seed: int | None, device: torch.device | str | None) -> Generator | None:

@@ -10,7 +10,7 @@ import torch
 from pyro_ebm.diagnostics import convergence_of
 from pyro_ebm.diagnostics.convergence import MIN_DRAWS
 from pyro_ebm.distances import maximum_mean_discrepancy
-from pyro_ebm.training.metrics.snapshot import RBMSnapshot
+from pyro_ebm.training.metrics.snapshot import Snapshot
 
 __all__ = ["chain_mixing", "mmd"]
 
@@ -18,9 +18,10 @@ __all__ = ["chain_mixing", "mmd"]
 _MEDIAN_ROWS = 1000
 
 
-def chain_mixing(s: RBMSnapshot, window: int) -> dict[str, Any]:
+def chain_mixing(s: Snapshot, window: int) -> dict[str, Any]:
     r"""Rank-normalised split :math:`\hat R` and bulk effective sample size of the free energies of the
-    persistent chains after the last ``window`` updates of the epoch.
+    persistent chains after the last ``window`` updates of the epoch; of a deep machine those of all even
+    layers together, which are exact.
 
     The parameters move between updates, which shifts the free energies of all chains alike: their mean over
     the chains is subtracted at every update. :math:`\hat R` far above 1 says that chains stay at levels of
@@ -37,7 +38,7 @@ def chain_mixing(s: RBMSnapshot, window: int) -> dict[str, Any]:
     return {"chain_r_hat": found.r_hat, "chain_ess": found.ess_bulk}
 
 
-def mmd(s: RBMSnapshot, kernel: str, bandwidth: float | None) -> dict[str, Any]:
+def mmd(s: Snapshot, kernel: str, bandwidth: float | None) -> dict[str, Any]:
     r"""Squared maximum mean discrepancy between persistent chains and training rows, unbiased: zero on
     average where chains are distributed as the data, and possibly below.
 
@@ -45,12 +46,13 @@ def mmd(s: RBMSnapshot, kernel: str, bandwidth: float | None) -> dict[str, Any]:
     between training rows, the same at every epoch. NaN where the objective has no chains. Its time grows with
     the square of the number of chains and rows.
     """
-    if s.chains is None:
+    chains = s.visible_chains
+    if chains is None:
         return {"mmd": float("nan")}
     rows = s.rows["train"]
     if bandwidth is None:
         norm = 0.0 if kernel == "hamming" else 2.0
         distances = torch.nn.functional.pdist(rows[:_MEDIAN_ROWS].double(), norm)
         bandwidth = distances.median().item() or distances.mean().item() or 1.0
-    distance = maximum_mean_discrepancy(s.chains, rows, kernel=kernel, bandwidth=bandwidth)
+    distance = maximum_mean_discrepancy(chains, rows, kernel=kernel, bandwidth=bandwidth)
     return {"mmd": distance.value}

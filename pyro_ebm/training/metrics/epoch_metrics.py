@@ -10,7 +10,14 @@ from torch import Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.infer.log_partition.exact import finite_side
-from pyro_ebm.training.metrics.registry import METRICS, keys_of, known_keys, options_of
+from pyro_ebm.training.metrics.likelihood import machines_to_enumerate
+from pyro_ebm.training.metrics.registry import (
+    METRICS,
+    base_key,
+    keys_of,
+    known_keys,
+    options_of,
+)
 from pyro_ebm.training.metrics.snapshot import (
     ConditionalSnapshot,
     DeepSnapshot,
@@ -18,14 +25,16 @@ from pyro_ebm.training.metrics.snapshot import (
     Snapshot,
 )
 from pyro_ebm.training.metrics.step_watch import StepWatch
+from pyro_ebm.training.regularizers import layer_option
 from pyro_ebm.training.schedules import value_at
+from pyro_ebm.training.weights import weights_of
 
 if TYPE_CHECKING:
     from pyro_ebm.training.config import TrainerConfig
 
 __all__ = ["EpochMetrics"]
 
-_PENALTIES = ("l1", "weight_decay", "sparsity_cost", "sparsity_target")
+_PENALTIES = ("l1", "weight_decay")
 
 
 class EpochMetrics:
@@ -55,7 +64,7 @@ class EpochMetrics:
         for name in self.config.metrics or ():
             if METRICS[name].validation and "validation" not in rows:
                 raise ValueError(f"metrics has {name!r}, which needs validation rows")
-            if METRICS[name].states and isinstance(self.module, nn.RBM):
+            if METRICS[name].states and not isinstance(self.module, nn.NeuralBoltzmannMachine):
                 with torch.no_grad():
                     support = self.module().support
                 for split, states in rows.items():
@@ -71,7 +80,7 @@ class EpochMetrics:
         key = self.config.monitor
         if key is None:
             return
-        if not callbacks and key not in known_keys():
+        if not callbacks and base_key(key) not in known_keys():
             raise ValueError(
                 f"monitor={key!r} is no metric, and there are no callbacks to give it; metrics give "
                 f"{sorted(keys_of(self.config.metrics))}"
@@ -127,7 +136,7 @@ class EpochMetrics:
         :param int epoch: its number, from 1.
         :param rows: states by split.
         :param contexts: their contexts, of a conditional model.
-        :param Tensor chains: visible states of the persistent chains of an RBM.
+        :param Tensor chains: states of the persistent chains, None for a conditional model.
         :param StepWatch watch: what :meth:`watch` gave for this epoch.
         """
         if self.config.metrics is None:
@@ -154,13 +163,29 @@ class EpochMetrics:
         watch: StepWatch | None,
     ) -> Snapshot:
         module = self.module
-        if isinstance(module, nn.DBM):
-            costs = {n: float(value_at(getattr(self.config, n), epoch - 1)) for n in _PENALTIES}
-            return DeepSnapshot(rows, chains, watch, costs, module=module)
+        if isinstance(module, nn.NeuralBoltzmannMachine):
+            return ConditionalSnapshot(rows, None, watch, module=module, contexts=contexts)
+        config = self.config
+        costs = {n: float(value_at(getattr(config, n), epoch - 1)) for n in _PENALTIES}
+        sparsity = tuple(
+            (
+                float(value_at(layer_option(config, "sparsity_cost", number), epoch - 1)),
+                float(layer_option(config, "sparsity_target", number)),
+            )
+            for number in range(1, 1 + len(weights_of(module)))
+        )
         if isinstance(module, nn.RBM):
-            costs = {n: float(value_at(getattr(self.config, n), epoch - 1)) for n in _PENALTIES}
-            return RBMSnapshot(rows, chains, watch, costs, module=module)
-        return ConditionalSnapshot(rows, None, watch, module=module, contexts=contexts)
+            return RBMSnapshot(rows, chains, watch, costs, sparsity, module=module)
+        return DeepSnapshot(
+            rows,
+            chains,
+            watch,
+            costs,
+            sparsity,
+            module=module,
+            max_updates=config.mean_field_updates,
+            tolerance=config.mean_field_tolerance,
+        )
 
 
 def _default_record(s: Snapshot) -> dict[str, Any]:
@@ -181,14 +206,19 @@ def _default_record(s: Snapshot) -> dict[str, Any]:
 
 
 def _check_module(
-    name: str, module: nn.RBM | nn.NeuralBoltzmannMachine, config: "TrainerConfig"
+    name: str, module: nn.RBM | nn.DBM | nn.NeuralBoltzmannMachine, config: "TrainerConfig"
 ) -> None:
     """Refuse a metric that a module cannot have."""
     metric = METRICS[name]
-    if not isinstance(module, nn.RBM):
-        if not metric.conditional:
-            known = [n for n, m in METRICS.items() if m.conditional]
-            raise ValueError(f"metrics has {name!r}; those of conditional models are {known}")
+    kind, kinds = "shallow", "RBMs"
+    if isinstance(module, nn.DBM):
+        kind, kinds = "deep", "deep machines"
+    elif isinstance(module, nn.NeuralBoltzmannMachine):
+        kind, kinds = "conditional", "conditional models"
+    if not getattr(metric, kind):
+        known = [n for n, m in METRICS.items() if getattr(m, kind)]
+        raise ValueError(f"metrics has {name!r}; those of {kinds} are {known}")
+    if isinstance(module, nn.NeuralBoltzmannMachine):
         return
     if name == "classification_error" and not isinstance(module, nn.ClassificationRBM):
         raise ValueError(f"metrics has {name!r}, which needs a nn.ClassificationRBM")
@@ -203,10 +233,11 @@ def _check_module(
         raise ValueError(f"metrics has {name!r}, which the module cannot have: {error}") from error
 
 
-def _check_machine(name: str, module: nn.RBM, options: dict[str, Any]) -> None:
+def _check_machine(name: str, module: nn.RBM | nn.DBM, options: dict[str, Any]) -> None:
     if name == "exact_log_likelihood":
-        finite_side(module(), options["max_states"], "take 'ais_log_likelihood'")
-    if name == "pseudo_log_likelihood":
+        for machine in machines_to_enumerate(module(validate_args=False)):
+            finite_side(machine, options["max_states"], "take 'ais_log_likelihood'")
+    if name == "pseudo_log_likelihood" and isinstance(module, nn.RBM):
         for _, part in module.visible().parts():
             part.unit_states()
         if options["num_units"] is not None and module.visible.family not in ("bernoulli", "ising"):

@@ -3,6 +3,7 @@
 
 """The metrics by name, their options, and the keys of the history that they write."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pyro_ebm.training.metrics.chains import chain_mixing, mmd
 from pyro_ebm.training.metrics.data import (
     classification_error,
+    elbo,
     free_energy,
     free_energy_gap,
     reconstruction_error,
@@ -19,6 +21,7 @@ from pyro_ebm.training.metrics.likelihood import (
     exact_log_likelihood,
     pseudo_log_likelihoods,
 )
+from pyro_ebm.training.metrics.mean_field import mean_field_updates
 from pyro_ebm.training.metrics.parameters import (
     gradient_norm,
     hidden_units,
@@ -33,6 +36,7 @@ __all__ = [
     "DEFAULT_KEYS",
     "METRICS",
     "Metric",
+    "base_key",
     "check_options",
     "check_persistent",
     "keys_of",
@@ -49,9 +53,13 @@ class Metric:
     """A metric and what it needs.
 
     :param function: makes a part of a record from a snapshot and the options.
-    :param keys: of the history that it writes, as far as they exist for the data and the model.
+    :param keys: of the history that it writes, as far as they exist for the data and the model. Of a deep
+        machine there may be more, those of its layers: a key with the name of a layer at its end, such as
+        "dead_units_h2".
     :param options: default values by name.
     :param every: epochs between two evaluations, the default of the option of this name.
+    :param bool shallow: whether RBMs have it.
+    :param bool deep: whether deep machines have it.
     :param bool conditional: whether conditional models have it.
     :param bool chains: whether it looks at persistent chains.
     :param bool validation: whether it needs validation rows.
@@ -62,6 +70,8 @@ class Metric:
     keys: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     every: int = 1
+    shallow: bool = True
+    deep: bool = True
     conditional: bool = False
     chains: bool = False
     validation: bool = False
@@ -88,10 +98,17 @@ METRICS: dict[str, Metric] = {
         conditional=True,
         validation=True,
     ),
+    "elbo": Metric(elbo, (*_by_split("elbo"), "elbo_std_error"), shallow=False),
+    "mean_field_updates": Metric(
+        mean_field_updates,
+        ("mean_field_updates", "mean_field_updates_max", "mean_field_converged"),
+        shallow=False,
+    ),
     "pseudo_log_likelihood": Metric(
         pseudo_log_likelihoods,
         _by_split("pseudo_log_likelihood"),
         {"num_units": None},
+        deep=False,
         states=True,
     ),
     "ais_log_likelihood": Metric(
@@ -113,7 +130,9 @@ METRICS: dict[str, Metric] = {
         {"max_states": 2**20},
         states=True,
     ),
-    "classification_error": Metric(classification_error, _by_split("classification_error")),
+    "classification_error": Metric(
+        classification_error, _by_split("classification_error"), deep=False
+    ),
     "hidden_units": Metric(
         hidden_units, ("mean_activation", "dead_units", "saturated_units"), {"threshold": 0.01}
     ),
@@ -156,6 +175,16 @@ _OPTION_CHECKS: dict[str, Check] = {
         "None or a finite number > 0",
     ),
 }
+
+
+def base_key(key: str) -> str:
+    """The key of all layers that a key of one layer belongs to; itself for others.
+
+    >>> from pyro_ebm.training.metrics import base_key
+    >>> base_key("dead_units_h2"), base_key("mmd")
+    ('dead_units', 'mmd')
+    """
+    return re.sub(r"_h[1-9]\d*$", "", key)
 
 
 def known_keys() -> frozenset[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.distributions import DBM, RBM, MeanField
+from pyro_ebm.distributions.units import Unit
 from pyro_ebm.infer.conditional.contexts import evaluating
 from pyro_ebm.ops.grouping import RowGroups, group_blocks
 from pyro_ebm.training.metrics.step_watch import StepWatch
@@ -28,15 +29,23 @@ class Snapshot:
 
     :param rows: states of the visible layer by the name of the split, "train" and "validation", shape
         ``(rows, V)``.
-    :param chains: visible states of the persistent chains of an RBM, shape ``(num_chains, V)``, or None.
+    :param chains: states of the persistent chains, shape ``(num_chains, V)``, or those of all even layers of
+        a deep machine; None without, and for a conditional model.
     :param StepWatch watch: what was seen of the updates of the epoch, None if nothing had to be.
-    :param penalties: the costs of the regularisers in this epoch, by name.
+    :param penalties: the costs of the regularisers of the weights in this epoch, by name.
+    :param sparsity: cost and target of the sparsity of every hidden layer, the lowest first.
     """
 
     rows: dict[str, Tensor]
     chains: Tensor | None = None
     watch: StepWatch | None = None
     penalties: dict[str, float] = field(default_factory=dict)
+    sparsity: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def visible_chains(self) -> Tensor | None:
+        """Visible states of the persistent chains, shape ``(num_chains, V)``; None without."""
+        return self.chains
 
     def free_energy(self, split: str) -> Tensor:
         """Free energies of the rows of a split, shape ``(rows,)``."""
@@ -44,6 +53,15 @@ class Snapshot:
 
     def reconstruction_error(self, split: str) -> float:
         """Mean squared difference of a unit to its mean given the mean hidden state."""
+        raise NotImplementedError
+
+    def weights(self) -> list[Tensor]:
+        """The weights from the lowest to the top, of an RBM or a deep machine."""
+        raise NotImplementedError
+
+    def hidden_layers(self) -> list[tuple[Unit, Tensor]]:
+        """Hidden layers from the lowest to the top, each with its means given the training rows, shape
+        ``(rows, size)``; of an RBM or a deep machine."""
         raise NotImplementedError
 
     def weight_norm(self) -> float:
@@ -78,6 +96,14 @@ class RBMSnapshot(Snapshot):
         """Mean hidden states given the rows of a split, shape ``(rows, H)``."""
         return self.dist.hidden.mean(self.dist.hidden_field(self.rows[split]))
 
+    def weights(self) -> list[Tensor]:
+        """See :meth:`Snapshot.weights`."""
+        return [self.dist.weight]
+
+    def hidden_layers(self) -> list[tuple[Unit, Tensor]]:
+        """See :meth:`Snapshot.hidden_layers`."""
+        return [(self.dist.hidden, self.hidden_mean("train"))]
+
     def reconstruction_error(self, split: str) -> float:
         """See :meth:`Snapshot.reconstruction_error`."""
         mean = self.dist.visible.mean(self.dist.visible_field(self.hidden_mean(split)))
@@ -93,9 +119,13 @@ class DeepSnapshot(Snapshot):
     """The snapshot of a deep machine.
 
     :param module: the module.
+    :param max_updates: largest number of updates of the mean field of the gradient.
+    :param tolerance: its tolerance.
     """
 
     module: nn.DBM = field(kw_only=True)
+    max_updates: int = field(default=_MEAN_FIELD_UPDATES, kw_only=True)
+    tolerance: float = field(default=_MEAN_FIELD_TOLERANCE, kw_only=True)
     _fields: dict[str, MeanField] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -106,13 +136,36 @@ class DeepSnapshot(Snapshot):
     def mean_field(self, split: str) -> MeanField:
         """The mean field given the rows of a split, or the visible states of the chains."""
         if split not in self._fields:
-            rows = self.chains if split == "chains" else self.rows[split]
+            rows = self.visible_chains if split == "chains" else self.rows[split]
             assert rows is not None
-            rows = rows[:, : self.dist.event_shape[0]]
             self._fields[split] = self.dist.mean_field(
                 rows, max_updates=_MEAN_FIELD_UPDATES, tolerance=_MEAN_FIELD_TOLERANCE
             )
         return self._fields[split]
+
+    def field_of_updates(self) -> MeanField:
+        """The mean field given the training rows as the gradient asks for it."""
+        return self.dist.mean_field(
+            self.rows["train"], max_updates=self.max_updates, tolerance=self.tolerance
+        )
+
+    @property
+    def visible_chains(self) -> Tensor | None:
+        """See :attr:`Snapshot.visible_chains`."""
+        return None if self.chains is None else self.chains[:, : self.module.sizes[0]]
+
+    def even_mean(self) -> Tensor:
+        """Means of the even layers over the training rows, one layer after the other."""
+        means = [self.rows["train"], *self.mean_field("train").means]
+        return torch.cat([mean.mean(0) for mean in means[0::2]])
+
+    def weights(self) -> list[Tensor]:
+        """See :meth:`Snapshot.weights`."""
+        return list(self.dist.weights)
+
+    def hidden_layers(self) -> list[tuple[Unit, Tensor]]:
+        """See :meth:`Snapshot.hidden_layers`; means are those of the mean field."""
+        return list(zip(self.dist.units[1:], self.mean_field("train").means, strict=True))
 
     def free_energy(self, split: str) -> Tensor:
         """Upper bounds of the free energies by mean field; the split may be "chains" too."""

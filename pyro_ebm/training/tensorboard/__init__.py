@@ -3,6 +3,6 @@
 
 """A run in TensorBoard: metrics, histograms and images."""
 
-from pyro_ebm.training.tensorboard.logger import IMAGES, TensorBoardLogger
+from pyro_ebm.training.tensorboard.logger import DEEP_IMAGES, IMAGES, TensorBoardLogger
 
-__all__ = ["IMAGES", "TensorBoardLogger"]
+__all__ = ["DEEP_IMAGES", "IMAGES", "TensorBoardLogger"]

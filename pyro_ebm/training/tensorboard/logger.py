@@ -14,8 +14,9 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm import nn
-from pyro_ebm.distributions import RBM
+from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.training.callbacks import Callback
+from pyro_ebm.training.tensorboard import deep_pictures
 from pyro_ebm.training.tensorboard.pictures import (
     activation_map,
     chain_images,
@@ -23,14 +24,17 @@ from pyro_ebm.training.tensorboard.pictures import (
     filter_images,
     tile,
 )
+from pyro_ebm.training.weights import weights_of
 
 if TYPE_CHECKING:
     from pyro_ebm.training.trainer import Trainer
 
-__all__ = ["IMAGES", "TensorBoardLogger"]
+__all__ = ["DEEP_IMAGES", "IMAGES", "TensorBoardLogger"]
 
-#: What can be shown as images.
+#: What can be shown as images of an RBM.
 IMAGES = ("filters", "activations", "chains", "completions")
+#: The same of a deep machine.
+DEEP_IMAGES = (*IMAGES, "reconstructions")
 #: Parts of a key that name a run of their own, so that curves of one metric share a plot.
 _RUNS = ("train", "validation", "chains")
 _MAIN = "train"
@@ -50,14 +54,18 @@ class TensorBoardLogger(Callback):
     **Images.** ``filters``: the weights of the hidden units of largest norm, mid-grey for zero.
     ``activations``: the mean hidden states of rows, a line a row. ``chains``: the visible means of the
     persistent chains given their mean hidden states. ``completions``: rows, and below them the same rows with
-    one part given and the other drawn by the machine.
+    one part given and the other drawn by the machine. A deep machine has filters (what a unit looks for in
+    the pixels, the product of the weights below it), activations (of the mean field) and their histograms by
+    layer, "filters/h1" and so on, and ``reconstructions``: rows, and below them the visible means given the
+    mean field.
 
     Nothing of this moves chains or draws from a generator of the run: it ends as it would without the
     logger. A run that is resumed goes on in the same folder, where epochs that were lost are written again.
 
     :param folder: the folder of the event files.
     :param int every: epochs between histograms and images; scalars are written at every one.
-    :param images: names of images out of :data:`IMAGES`; None for all that can be made.
+    :param images: names of images out of :data:`IMAGES` (of a deep machine :data:`DEEP_IMAGES`); None for
+        all that can be made.
     :param image_shape: ``(height, width)`` of a row, or ``(channels, height, width)`` with 1 or 3 channels;
         without it there are only "activations".
     :param Tensor rows: visible states to look at, shape ``(rows, V)``; None for the first
@@ -122,11 +130,13 @@ class TensorBoardLogger(Callback):
         self._close()
         module = trainer.module
         for name in self._images or ():
-            if not isinstance(module, nn.RBM):
-                raise ValueError(f"images has {name!r}, which is of an RBM")
+            if not isinstance(module, nn.RBM | nn.DBM):
+                raise ValueError(f"images has {name!r}, which is of an RBM or a DBM")
+            if name not in IMAGES and not isinstance(module, nn.DBM):
+                raise ValueError(f"images has {name!r}, which is of a DBM")
             if name == "chains" and not trainer.config.persistent:
                 raise ValueError("images has 'chains', which needs persistent=True")
-        if isinstance(module, nn.RBM):
+        if isinstance(module, nn.RBM | nn.DBM):
             self._check_sizes(module)
         # Events of epochs that a resumed run does again are dropped.
         self._purge = trainer.epoch + 1 if trainer.epoch else None
@@ -142,7 +152,7 @@ class TensorBoardLogger(Callback):
                 rows = self._rows_of(trainer)
                 if self._histograms:
                     self._write_histograms(trainer.module, rows, epoch)
-                if isinstance(trainer.module, nn.RBM):
+                if isinstance(trainer.module, nn.RBM | nn.DBM):
                     self._write_images(trainer.module, rows, trainer.chains, epoch)
         for writer in self._writers.values():
             writer.flush()
@@ -151,8 +161,9 @@ class TensorBoardLogger(Callback):
         """Close the files."""
         self._close()
 
-    def _check_sizes(self, module: nn.RBM) -> None:
-        size = len(module.get_parameter("weight"))
+    def _check_sizes(self, module: nn.RBM | nn.DBM) -> None:
+        weight = weights_of(module)[0]
+        size = len(weight)
         if self.image_shape is not None and math.prod(self.image_shape) != size:
             raise ValueError(
                 f"image_shape {self.image_shape} has {math.prod(self.image_shape)} entries, the visible "
@@ -163,7 +174,7 @@ class TensorBoardLogger(Callback):
                 dist = module()
             rows = self._rows
             valid = rows.dim() == 2 and rows.shape[1] == size and len(rows) > 0
-            if not valid or not bool(dist.support.check(rows.to(dist.weight)).all()):
+            if not valid or not bool(dist.support.check(rows.to(weight)).all()):
                 raise ValueError(
                     f"rows must be visible states of shape (rows >= 1, {size}), got "
                     f"{tuple(rows.shape)} or values outside of {dist.support}"
@@ -214,19 +225,51 @@ class TensorBoardLogger(Callback):
         if isinstance(module, nn.RBM):
             dist = module()
             values["hidden_activations"] = dist.hidden.mean(dist.hidden_field(rows))
+        if isinstance(module, nn.DBM):
+            field = deep_pictures.field_of(module(validate_args=False), rows)
+            for layer, mean in enumerate(field.means, start=1):
+                values[f"hidden_activations/h{layer}"] = mean
         for tag, tensor in values.items():
             finite = tensor[torch.isfinite(tensor)]
             if finite.numel():
                 self._writer(_MAIN).add_histogram(tag, finite, epoch)
 
     def _write_images(
-        self, module: nn.RBM, rows: Tensor, chains: Tensor | None, epoch: int
+        self, module: nn.RBM | nn.DBM, rows: Tensor, chains: Tensor | None, epoch: int
     ) -> None:
         dist = module(num_gibbs_steps=self._num_gibbs_steps).detach()
-        for name in IMAGES if self._images is None else self._images:
-            picture = self._picture(name, dist, rows, chains)
-            if picture is not None:
-                self._writer(_MAIN).add_image(name, picture.float().cpu(), epoch)
+        known = DEEP_IMAGES if isinstance(module, nn.DBM) else IMAGES
+        for name in known if self._images is None else self._images:
+            if isinstance(dist, DBM):
+                pictures = self._deep_pictures(name, dist, rows, chains)
+            else:
+                picture = self._picture(name, dist, rows, chains)
+                pictures = {} if picture is None else {name: picture}
+            for tag, picture in pictures.items():
+                self._writer(_MAIN).add_image(tag, picture.float().cpu(), epoch)
+
+    def _deep_pictures(
+        self, name: str, dist: DBM, rows: Tensor, chains: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Images by tag; none if they cannot be made."""
+        shape, found = self.image_shape, {}
+        if name == "activations":
+            found = deep_pictures.activation_maps(dist, deep_pictures.field_of(dist, rows))
+        elif shape is None:
+            return {}
+        elif name == "filters":
+            found = deep_pictures.filter_images_by_layer(dist, self._num_filters, shape)
+        elif name == "chains" and chains is not None:
+            return {name: deep_pictures.chain_image(dist, chains[: self._num_chains], shape)}
+        elif name == "reconstructions":
+            field = deep_pictures.field_of(dist, rows)
+            return {name: deep_pictures.reconstruction_image(dist, rows, field, shape)}
+        elif name == "completions":
+            generator = Generator(device=rows.device).manual_seed(_COMPLETION_SEED)
+            given = self._known_part(shape, rows)
+            image = deep_pictures.completion_image(dist, rows, given, generator, shape)
+            return {name: image}
+        return {f"{name}/{layer}": picture for layer, picture in found.items()}
 
     def _picture(self, name: str, dist: RBM, rows: Tensor, chains: Tensor | None) -> Tensor | None:
         """An image of shape ``(channels, height, width)``, None if it cannot be made."""
@@ -257,10 +300,10 @@ class TensorBoardLogger(Callback):
 
 def _check_images(images: Sequence[str] | None, image_shape: Sequence[int] | None) -> None:
     if isinstance(images, str):
-        raise ValueError(f"images must be a list of names out of {IMAGES}, got {images!r}")
+        raise ValueError(f"images must be a list of names out of {DEEP_IMAGES}, got {images!r}")
     for name in images or ():
-        if name not in IMAGES:
-            raise ValueError(f"images must be names out of {IMAGES}, got {name!r}")
+        if name not in DEEP_IMAGES:
+            raise ValueError(f"images must be names out of {DEEP_IMAGES}, got {name!r}")
         if name != "activations" and image_shape is None:
             raise ValueError(f"images has {name!r}, which needs image_shape")
     if image_shape is None:

@@ -13,7 +13,15 @@ from pyro_ebm.distributions import RBM
 from pyro_ebm.distributions.units import Unit
 from pyro_ebm.infer import completions
 
-__all__ = ["activation_map", "chain_images", "completion_images", "filter_images", "tile"]
+__all__ = [
+    "activation_map",
+    "chain_images",
+    "completion_images",
+    "filter_images",
+    "levels",
+    "tile",
+    "weight_images",
+]
 
 #: Grey level of the lines between tiles.
 _LINE = 0.5
@@ -37,7 +45,7 @@ def tile(images: Tensor, image_shape: Sequence[int], num_columns: int | None = N
     return torch.nn.functional.pad(grid, (1, 0, 1, 0), value=_LINE)
 
 
-def _levels(unit: Unit, x: Tensor) -> Tensor:
+def levels(unit: Unit, x: Tensor) -> Tensor:
     """Means of a layer as levels in [0, 1]: on the scale of its states, or of the values themselves."""
     try:
         states = unit.unit_states()
@@ -55,7 +63,17 @@ def filter_images(dist: RBM, num_filters: int) -> Tensor:
     :param int num_filters: units that are shown at most.
     :returns: levels in [0, 1], shape ``(filters, V)``.
     """
-    weight = dist.weight.T
+    return weight_images(dist.weight, num_filters)
+
+
+def weight_images(weight: Tensor, num_filters: int) -> Tensor:
+    """Columns of a matrix of largest norm, see :func:`filter_images`.
+
+    :param Tensor weight: shape ``(V, units)``.
+    :param int num_filters: columns that are shown at most.
+    :returns: levels in [0, 1], shape ``(filters, V)``.
+    """
+    weight = weight.T
     order = weight.norm(dim=1).argsort(descending=True, stable=True)[:num_filters]
     limit = weight.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)
     return 0.5 + 0.5 * weight[order] / limit
@@ -67,7 +85,7 @@ def activation_map(dist: RBM, rows: Tensor) -> Tensor:
     :returns: levels in [0, 1], shape ``(1, rows, H)``.
     """
     mean = dist.hidden.mean(dist.hidden_field(rows))
-    return _levels(dist.hidden, mean).unsqueeze(0)
+    return levels(dist.hidden, mean).unsqueeze(0)
 
 
 def chain_images(dist: RBM, chains: Tensor) -> Tensor:
@@ -76,7 +94,7 @@ def chain_images(dist: RBM, chains: Tensor) -> Tensor:
     :returns: levels in [0, 1], shape ``(chains, V)``.
     """
     mean = dist.hidden.mean(dist.hidden_field(chains))
-    return _levels(dist.visible, dist.visible.mean(dist.visible_field(mean)))
+    return levels(dist.visible, dist.visible.mean(dist.visible_field(mean)))
 
 
 def completion_images(dist: RBM, rows: Tensor, given: Tensor, generator: Generator) -> Tensor:
@@ -93,4 +111,4 @@ def completion_images(dist: RBM, rows: Tensor, given: Tensor, generator: Generat
     states = completions(dist, given, rows, generator=generator)
     mean = dist.visible.mean(dist.visible_field(states.hidden.squeeze(0)))
     completed = torch.where(given, rows, mean)
-    return _levels(dist.visible, torch.cat([rows, completed]))
+    return levels(dist.visible, torch.cat([rows, completed]))
