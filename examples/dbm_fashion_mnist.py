@@ -21,6 +21,7 @@ RECIPE = {
     "learning_rate_schedule": "cosine",
     "averaging": 0.9998,
     "mean_field_updates": 30,
+    "persistent_start": "data",
 }
 
 if __name__ == "__main__":

@@ -410,6 +410,24 @@ class DBM(EnergyBased):
         """Independent draws of all even layers, the visible one first, see :meth:`sample`."""
         return self.split_even(self.bipartite().sample(sample_shape, generator=generator))
 
+    @torch.no_grad()
+    def draw_even(
+        self, v: Tensor, found: MeanField, *, generator: Generator | None = None
+    ) -> Tensor:
+        """States of all even layers: the visible ones, and a draw of those above from their mean field.
+
+        Where chains start that are to begin at data.
+
+        :param Tensor v: visible states, shape ``(..., V)``.
+        :param MeanField found: what :meth:`mean_field` gave for them.
+        :param torch.Generator generator: the source of random bits; the global one if None.
+        :returns: one layer after the other, see :meth:`join_even`.
+        """
+        states = [v]
+        for unit, theta in zip(self.units[2::2], found.thetas[1::2], strict=True):
+            states.append(unit.natural_sample(theta, generator))
+        return self.join_even(states)
+
     # --- parts --------------------------------------------------------------------------------
 
     def clamp(

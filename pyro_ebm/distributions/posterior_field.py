@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_ebm.distributions.mean_field import MeanFieldSolver
+from pyro_ebm.ops.layers import alternate
 
 if TYPE_CHECKING:
     from pyro_ebm.distributions.dbm import DBM
@@ -82,7 +83,7 @@ def solve_mean_field(
         bound, _ = solver.evaluate(found.visible_theta)
     odd = found.visible_theta.split(dbm.sizes[1::2], -1)
     even = found.hidden_theta.split(dbm.sizes[2::2], -1)
-    thetas = tuple(even[i // 2] if i % 2 else odd[i // 2] for i in range(dbm.depth))
+    thetas = tuple(alternate(odd, even))
     with torch.no_grad():
         means = [unit.natural_mean(t) for unit, t in zip(dbm.units[1:], thetas, strict=True)]
 

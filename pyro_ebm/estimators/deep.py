@@ -17,6 +17,7 @@ from pyro_ebm.estimators.base import Array
 from pyro_ebm.estimators.bit_rows import BitRows
 from pyro_ebm.estimators.options import plain
 from pyro_ebm.estimators.transformer import RBMTransformer
+from pyro_ebm.ops.layers import alternate
 from pyro_ebm.training import TrainerConfig, pretrain
 from pyro_ebm.training.pretraining import PRETRAINING_METHODS
 
@@ -208,8 +209,7 @@ class DeepBoltzmannMachine(BitRows, RBMTransformer):
         dist = self._distribution()
         form = dist.bipartite().canonical()
         even, odd = dist.split_even(form.visible_bias), dist.split_odd(form.hidden_bias)
-        layers = [odd[i // 2] if i % 2 else even[i // 2] for i in range(dist.depth + 1)]
-        return [bias.cpu().numpy() for bias in layers]
+        return [bias.cpu().numpy() for bias in alternate(even, odd)]
 
     @property
     def intercept_visible_(self) -> Array:
@@ -239,9 +239,6 @@ class DeepBoltzmannMachine(BitRows, RBMTransformer):
     def _run_chains(
         self, dist: distributions.DBM, v: Tensor, num_steps: int, generator: Generator
     ) -> Tensor:
-        found = dist.mean_field(v)
-        even = [v]
-        for number in range(2, dist.depth + 1, 2):
-            even.append(dist.units[number].natural_sample(found.thetas[number - 1], generator))
-        states = GibbsSweep(dist.bipartite(), generator).run(dist.join_even(even), num_steps)
+        start = dist.draw_even(v, dist.mean_field(v), generator=generator)
+        states = GibbsSweep(dist.bipartite(), generator).run(start, num_steps)
         return dist.split_even(states)[0]

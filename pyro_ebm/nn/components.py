@@ -69,7 +69,7 @@ def init_from_components(
     :param int seed: seed of random weights; the global generator if None.
     :returns: the module.
     """
-    data = check_rows(module, data)
+    data = check_rows(module.weight, data)
     if len(data) < 2:
         raise ValueError(f"principal components need at least 2 rows of data, got {len(data)}")
     limit = _limit(module, max_field_std)

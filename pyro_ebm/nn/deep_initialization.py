@@ -11,7 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm.distributions.units import Unit
+from pyro_ebm.nn.initialization import check_rows
 from pyro_ebm.nn.rbm import RBM
+from pyro_ebm.nn.tied_rbm import TiedRBM
 from pyro_ebm.nn.unit_parameters import UnitParameters, check_seed_and_dtype
 
 if TYPE_CHECKING:
@@ -22,16 +24,7 @@ __all__ = ["init_from_data", "init_from_rbm", "init_from_rbms", "layer_of", "wit
 
 def init_from_data(module: "DBM", data: Tensor) -> "DBM":
     """See :meth:`pyro_ebm.nn.DBM.init_from_data`."""
-    num_visible = module.sizes[0]
-    if not isinstance(data, Tensor):
-        raise TypeError(f"data must be a tensor, got {type(data).__name__}")
-    if data.dim() != 2 or data.shape[1] != num_visible or len(data) == 0:
-        raise ValueError(
-            f"data must have shape (rows >= 1, {num_visible}), got {tuple(data.shape)}"
-        )
-    data = data.to(module.weights[0])
-    if not bool(torch.isfinite(data).all()):
-        raise ValueError("data holds NaN or infinite values")
+    data = check_rows(module.weights[0], data)
     module.visible.init_from_data(data)
     if module.centered:
         module.offsets[0].copy_(data.mean(0))
@@ -48,6 +41,9 @@ def init_from_rbm(module: "DBM", rbm: RBM, upper_scale: float, seed: int | None)
     first, second = rbm().canonical(), rbm()
     units[0] = _with_bias(second.visible, first.visible_bias)
     units[1] = _with_bias(second.hidden, first.hidden_bias)
+    # Layers above keep the biases that they had without couplings, of the weights and offsets of before.
+    for number in range(2, len(units)):
+        units[number] = without_offsets(module, number)
     generator = None
     if seed is not None:
         generator = Generator(device=module.weights[0].device).manual_seed(seed)
@@ -59,9 +55,6 @@ def init_from_rbm(module: "DBM", rbm: RBM, upper_scale: float, seed: int | None)
             module.offsets, (rbm.visible_offset, rbm.hidden_offset), strict=False
         ):
             own.copy_(theirs)
-    # Layers above keep the biases that they had without couplings.
-    for number in range(2, len(units)):
-        units[number] = without_offsets(module, number)
     return _assign(module, units, weights)
 
 
@@ -74,7 +67,7 @@ def init_from_rbms(
     """See :meth:`pyro_ebm.nn.DBM.init_from_rbms`."""
     if not isinstance(lower_share, int | float) or not 0.0 <= lower_share <= 1.0:
         raise ValueError(f"lower_share must be a number in [0, 1], got {lower_share!r}")
-    modules = list(modules)
+    modules = [rbm.untied() if isinstance(rbm, TiedRBM) else rbm for rbm in modules]
     _check_modules(module, modules)
     depth = module.depth
     if len(modules) != depth:

@@ -34,7 +34,7 @@ def init_from_data(
     module: "RBM", data: Tensor, hidden_activation: float | Tensor | None = None
 ) -> "RBM":
     """See :meth:`pyro_ebm.nn.RBM.init_from_data`."""
-    data = check_rows(module, data)
+    data = check_rows(module.weight, data)
     mean = data.mean(0)
     hidden = None
     if hidden_activation is not None:
@@ -288,20 +288,20 @@ def as_array(name: str, array: Any, like: Tensor) -> Tensor:
     return value
 
 
-def check_rows(module: "RBM", data: Any) -> Tensor:
-    """Rows of data in the module's type, on its device.
+def check_rows(weight: Tensor, data: Any) -> Tensor:
+    """Rows of data in the type and on the device of a module's lowest weight.
 
     :raises TypeError: if the data is no tensor.
     :raises ValueError: if the shape is wrong or the data holds NaN.
     """
     if not isinstance(data, Tensor):
         raise TypeError(f"data must be a tensor, got {type(data).__name__}")
-    num_visible = module.weight.shape[0]
+    num_visible = weight.shape[0]
     if data.dim() != 2 or data.shape[1] != num_visible or len(data) == 0:
         raise ValueError(
             f"data must have shape (rows >= 1, {num_visible}), got {tuple(data.shape)}"
         )
-    data = data.to(module.weight)
+    data = data.to(weight)
     if not bool(torch.isfinite(data).all()):
         raise ValueError("data holds NaN or infinite values")
     return data

@@ -58,3 +58,29 @@ def test_shapes_that_do_not_fit(module):
     for method in (module.transform, module.reconstruct):
         with pytest.raises(ValueError, match="v must have shape"):
             method(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_upper_layers_keep_their_biases_when_the_lowest_becomes_an_rbm(centered):
+    """Also where couplings were large and offsets change."""
+    module = nn.DBM(5, [4, 3], centered=True, weight_scale=1.0, seed=0, dtype=torch.float64)
+    rbm = nn.RBM(5, 4, centered=centered, weight_scale=1.0, seed=1, dtype=torch.float64)
+    if centered:
+        rbm.shift_offsets(torch.full((5,), 0.3).double(), torch.full((4,), 0.4).double())
+    with torch.no_grad():
+        before = module().bipartite().canonical().visible_bias[5:]
+        module.init_from_rbm(rbm, upper_scale=0.0)
+        after = module().bipartite().canonical().visible_bias[5:]
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
+
+
+def test_tied_machines_of_a_stack_are_untied():
+    machines = [
+        nn.TiedRBM(5, 4, visible_copies=2, centered=True, weight_scale=1.0, seed=0),
+        nn.TiedRBM(4, 3, hidden_copies=2, centered=True, weight_scale=1.0, seed=1),
+    ]
+    tied, plain = (nn.DBM(5, [4, 3], centered=True) for _ in range(2))
+    tied.init_from_rbms(machines)
+    plain.init_from_rbms([machine.untied() for machine in machines])
+    for a, b in zip(tied.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(a, b)

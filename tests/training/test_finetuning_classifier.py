@@ -10,6 +10,8 @@ from pyro_ebm import nn
 from pyro_ebm.nn.tied_rbm import TiedRBM
 from pyro_ebm.training.finetuning import (
     FeedForwardClassifier,
+    FineTuneConfig,
+    FineTuner,
     MeanFieldInputs,
     MeanLayer,
 )
@@ -211,6 +213,19 @@ def test_extra_inputs_move_with_the_network():
     got = classifier.float()(v.float())
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_averaged_weights_of_a_deep_start_are_validated():
+    """Plain tensors stand in for the parameters then."""
+    classifier = FeedForwardClassifier.from_dbm(random_dbm(), 2, seed=0)
+    v, y = uniform((40, 4), 0, 1), torch.arange(40) % 2
+    config = FineTuneConfig(max_epochs=2, averaging=0.9, seed=0, progress=False)
+    history = FineTuner(classifier, config).fit(v, y, v, y)
+    found = torch.nn.functional.cross_entropy(classifier(v), y).item()
+    best = min(
+        history, key=lambda record: (-record["validation_accuracy"], record["validation_loss"])
+    )
+    assert abs(best["validation_loss"] - found) < 1e-9
 
 
 def test_dropout_of_extra_inputs_is_that_of_inputs():

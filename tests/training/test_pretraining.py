@@ -13,7 +13,7 @@ from pyro_ebm import nn
 from pyro_ebm.infer import exact_log_partition
 from pyro_ebm.nn import serialization
 from pyro_ebm.nn.tied_rbm import TiedRBM
-from pyro_ebm.training import Trainer, TrainerConfig, pretrain, train_stack
+from pyro_ebm.training import Callback, Trainer, TrainerConfig, pretrain, train_stack
 from pyro_ebm.training.pretraining import PRETRAINING_METHODS
 from pyro_ebm.training.pretraining.stack import features
 from tests.training.machines import some_bits
@@ -299,3 +299,26 @@ def test_resumed_runs_end_the_same(tmp_path, monkeypatch):
 def test_refusals(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+def test_options_change_at_resume(tmp_path):
+    """What is given when a run goes on is what it goes on with."""
+    ends = []
+    for name, rate in (("same", 0.3), ("changed", 0.01)):
+        file = tmp_path / f"{name}.safetensors"
+        pretrain(deep(), DATA, options(num_epochs=1, checkpoint=file))
+        config = options(num_epochs=3, checkpoint=file, learning_rate=rate)
+        ends.append(pretrain(deep(), DATA, config, resume=True).machines[0].weight)
+    assert not torch.equal(*ends)
+
+
+def test_impossible_options_of_upper_machines_cost_no_training():
+    seen = []
+
+    class Seen(Callback):
+        def on_epoch_end(self, trainer, record):
+            seen.append(record)
+
+    with pytest.raises(ValueError, match="sparsity_cost"):
+        pretrain(deep(), DATA, options(sparsity_cost=0.1), callbacks=[Seen()])
+    assert not seen

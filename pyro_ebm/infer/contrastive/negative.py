@@ -56,7 +56,8 @@ def even_states(dbm: DBM, v: Tensor) -> Tensor:
     """
     if dbm.depth == 1:
         return v
-    thetas = dbm.mean_field(v).thetas
+    # The log-density of the same rows warns where this has not converged.
+    thetas = dbm.mean_field(v, max_updates=dbm.max_mean_field_updates).thetas
     above = [dbm.units[i].natural_sample(thetas[i - 1]) for i in range(2, dbm.depth + 1, 2)]
     return dbm.join_even([v, *above])
 

@@ -253,7 +253,8 @@ class FeedForwardClassifier(nn.Module):
         """Extra inputs of every layer but the last; empty without."""
         if self.extra_inputs is None:
             return []
-        return [int(layer.get_parameter("weight").shape[1]) for layer in self.layers[1:]]
+        # Plain tensors stand in for the parameters where averaged weights are evaluated.
+        return [int(layer.weight.shape[1]) for layer in self.layers[1:]]  # type: ignore[index]
 
     @property
     def num_classes(self) -> int:

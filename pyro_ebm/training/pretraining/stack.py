@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ class TrainedStack:
     """What greedy training made.
 
     :param machines: the machines from the lowest to the top, with averaged parameters if that was asked for.
-    :param histories: their histories, one record an epoch.
+        Those with tied copies of a layer are :class:`~pyro_ebm.nn.TiedRBM`, ``untied()`` is the plain one.
+    :param histories: their histories, one record an epoch. Metrics of tied machines are those of the sums of
+        the copies: squared errors of n copies of a visible layer are n^2 times those of one.
     """
 
     machines: tuple[nn.RBM, ...]
@@ -77,13 +79,14 @@ def train_stack(
     machines = _check_machines(machines)
     configs = configs_by_machine(config, len(machines))
     _check_files(configs, resume)
+    for number, machine in enumerate(machines[1:], start=1):
+        configs[number] = replace(configs[number], binarize=machine.visible.family in _RATES)
+    # All of them first: an option that an upper machine cannot have costs no training of those below.
+    trainers = [_make_trainer(*pair, resume) for pair in zip(machines, configs, strict=True)]
     trained: list[nn.RBM] = []
     histories = []
     rows, held_out = data, validation
-    for number, (machine, own) in enumerate(zip(machines, configs, strict=True)):
-        if number:
-            own = replace(own, binarize=machine.visible.family in _RATES)
-        trainer = _make_trainer(machine, own, resume)
+    for number, (machine, trainer) in enumerate(zip(machines, trainers, strict=True)):
         if number and trainer.epoch == 0:
             trainer.module.visible.init_from_data(_first_states(rows, machine))
         trainer.fit(rows, held_out, callbacks=callbacks)
@@ -141,9 +144,10 @@ def _make_trainer(machine: nn.RBM, config: TrainerConfig, resume: bool) -> Train
 
 
 def _changes(config: TrainerConfig) -> dict[str, Any]:
-    """What may differ from the run that wrote the file: how long it is, and what it shows."""
-    names = ("num_epochs", "progress", "checkpoint", "best_checkpoint")
-    return {name: getattr(config, name) for name in names}
+    """All options: those that differ from the run that wrote the file are changed. A seed that was drawn is
+    that of the file."""
+    changes = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {n: value for n, value in changes.items() if n != "seed" or value is not None}
 
 
 def configs_by_machine(

@@ -68,7 +68,9 @@ CASES: list[tuple[Callable[[DBM], Any], tuple[str, ...], int, int]] = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join((getattr(c[0], "__name__", ""), *c[1])))
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: "-".join((getattr(c[0], "__name__", ""), *c[1]))
+)
 def test_law_of_all_even_layers(case: Any) -> None:
     make, families, num_units, num_steps = case
     dbm = machine(families, num_units)
@@ -101,7 +103,7 @@ class TestDrivers:
         mcmc = StreamingMCMC(BlockGibbs(machine()), 50, 2, disable_progbar=True)
         mcmc.run()
         chain = mcmc.get_statistics(group_by_chain=False)
-        assert {name for name, _ in chain} == {"v", "h2"}
+        assert set(chain) == {"v", "h2"}
 
     @pytest.mark.parametrize("driver", [MCMC, VectorizedMCMC])
     def test_arviz(self, driver: Any) -> None:

@@ -221,7 +221,7 @@ class TestCompound:
 
         torch.manual_seed(2)
         kernel = Gibbs([(BlockGibbs(model), ["x"]), (DiscreteGibbs(model), ["k"])])
-        samples = run(kernel, num_samples=1500, warmup_steps=20).get_samples()
+        samples = run(kernel, num_samples=600, warmup_steps=20).get_samples()
         log_joint = []
         for prior, dbm in zip((0.6, 0.4), dbms, strict=True):
             v, log_p = visible_law(dbm)
