@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from pyro_ebm import nn
 from pyro_ebm.infer.conditional.contexts import refuse_random_weights
 from pyro_ebm.nn.serialization import describe
+from pyro_ebm.nn.tied_rbm import TiedRBM
 from pyro_ebm.training.callbacks import Callback
 from pyro_ebm.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from pyro_ebm.training.choose_gradient import (
@@ -69,7 +70,9 @@ class Trainer:
         :class:`~pyro_ebm.nn.NeuralBoltzmannMachine`.
         Parameters that require no gradient when the trainer is made stay as they are.
     :param TrainerConfig config: options.
-    :raises TypeError: for another module, or one that cannot be written where there is to be a checkpoint.
+    :raises TypeError: for another module (a ``TiedRBM`` is trained by
+        :class:`~pyro_ebm.training.TiedTrainer`), or one that cannot be written where there is to be a
+        checkpoint.
     :raises ValueError: for options that the module cannot have, or random weights (``PyroSample``).
 
     >>> import torch
@@ -90,6 +93,12 @@ class Trainer:
             raise TypeError(
                 "module must be a pyro_ebm.nn.RBM, DBM or NeuralBoltzmannMachine, got "
                 f"{type(module).__name__}"
+            )
+        if isinstance(module, TiedRBM) and type(self)._states is Trainer._states:
+            # Rows have to become sums of copies, which only a trainer with its own states does.
+            raise TypeError(
+                "module is a TiedRBM, whose states are sums of copies: train it by "
+                "pyro_ebm.training.TiedTrainer, which multiplies the rows"
             )
         refuse_random_weights(module)
         check_data_options(module, config)

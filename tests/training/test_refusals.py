@@ -15,7 +15,8 @@ import torch
 from pyro.nn import PyroSample
 
 from pyro_ebm import nn
-from pyro_ebm.training import Trainer, TrainerConfig
+from pyro_ebm.nn.tied_rbm import TiedRBM
+from pyro_ebm.training import TiedTrainer, Trainer, TrainerConfig
 from tests.training.machines import LAYERS, make_module, some_bits, state_of
 
 NAN, INF = float("nan"), float("inf")
@@ -88,6 +89,20 @@ IMPOSSIBLE = {
         {"weight": {"weight_decay": None}},
     ],
     "chain_start": ["mean", "", None, 0, ["data"]],
+    "persistent_start": ["mean", "prior", "", None, 0, ["data"]],
+    "mean_field_updates": WHOLE,
+    "mean_field_tolerance": [-1e-9, NAN, INF, "0", None],
+    "layers": [
+        None,
+        {},
+        "max_norm",
+        [None],
+        ["max_norm"],
+        [{"dropout": 0.5}],
+        [{"max_norm": -1.0}],
+        [{}, {"sparsity_cost": NAN}],
+        [{"sparsity_target": "0.1"}],
+    ],
     "negative_phase": ["cd", "", None, 0],
     "negative_side": ["both", "", None, 0],
     "num_replicas": [1, *WHOLE],
@@ -249,6 +264,13 @@ ALL_OPTIONS = [
         num_replicas=4,
     ),
     TrainerConfig(missing="absent"),
+    TrainerConfig(
+        persistent=True,
+        persistent_start="data",
+        mean_field_updates=9,
+        mean_field_tolerance=1e-3,
+        layers=[{"max_norm": 2.0}, {"sparsity_cost": 0.1, "sparsity_target": 0.3}],
+    ),
 ]
 
 
@@ -262,7 +284,7 @@ def test_all_options_are_tried():
     assert same == []
 
 
-@pytest.mark.parametrize("config", ALL_OPTIONS, ids=["rbm", "conditional", "absent"])
+@pytest.mark.parametrize("config", ALL_OPTIONS, ids=["rbm", "conditional", "absent", "deep"])
 def test_round_trip_by_json(config):
     values = config.to_dict()
     again = TrainerConfig.from_dict(json.loads(json.dumps(values)))
@@ -289,9 +311,18 @@ def test_dictionaries_are_checked():
 
 @pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), None, nn.RBM(2, 2)()], ids=repr)
 def test_only_modules_of_the_package_are_trained(module):
-    message = r"module must be a pyro_ebm\.nn\.RBM or NeuralBoltzmannMachine, got "
+    message = r"module must be a pyro_ebm\.nn\.RBM, DBM or NeuralBoltzmannMachine, got "
     with pytest.raises(TypeError, match=message):
         Trainer(module, TrainerConfig())
+
+
+@pytest.mark.parametrize("copies", [{"visible_copies": 2}, {"hidden_copies": 2}], ids=str)
+def test_tied_copies_have_a_trainer_of_their_own(copies):
+    """Another would take rows for sums of copies, and say nothing."""
+    module = TiedRBM(3, 2, **copies)
+    with pytest.raises(TypeError, match=r"TiedRBM.*pyro_ebm\.training\.TiedTrainer"):
+        Trainer(module, TrainerConfig())
+    assert TiedTrainer(module, TrainerConfig()).module is module
 
 
 @pytest.mark.parametrize("family", LAYERS)

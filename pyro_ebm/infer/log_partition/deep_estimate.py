@@ -50,8 +50,8 @@ class DeepLogLikelihood:
     interval from ``lower`` to ``upper`` is that of the mean **of these rows**, from the last two; with a
     bracket its ends come from the two sides of log Z.
 
-    ``pessimistic`` takes log Z from above: with a lower bound of :math:`\log p^*(v)` it is a lower bound of the
-    likelihood, in expectation, and the number to publish. Nothing here bounds the likelihood from above,
+    ``pessimistic`` takes log Z from above: with a lower bound of :math:`\log p^*(v)` it is a lower bound of
+    the likelihood, in expectation, and the number to publish. Nothing here bounds the likelihood from above,
     unless ``method="exact"``: ``upper`` does not know how far the bounds of the rows are from the truth.
 
     :param Tensor value: mean log-likelihood, a scalar, float64; at the midpoint of a bracket.

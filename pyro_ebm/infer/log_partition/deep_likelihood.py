@@ -66,8 +66,8 @@ def deep_log_likelihood(
     In expectation each is at most the next one in the order mean-field, importance, exact, and grows with
     ``num_samples``; AIS with one temperature is importance sampling, and with more of them comes as
     close to the exact value as one likes. All but ``"exact"`` are **lower bounds** of
-    :math:`\log p^*(v)`. With log Z from reverse AIS, or a bracket, ``pessimistic`` is then a lower bound of the
-    likelihood; with log Z from AIS, which is too low, the two errors go against each other.
+    :math:`\log p^*(v)`. With log Z from reverse AIS, or a bracket, ``pessimistic`` is then a lower bound of
+    the likelihood; with log Z from AIS, which is too low, the two errors go against each other.
 
     With one hidden layer every method is exact. Everything is done in float64, some rows at a time.
 
@@ -253,8 +253,9 @@ def _importance(chunk: RowPosteriors, num_samples: int, generator: Generator | N
 def _ais(chunk: RowPosteriors, options: _Options, number: int) -> Tensor:
     """Log-weights of chains, shape ``(num_samples, rows)``."""
     machine = chunk.machine
-    layers = ((machine.visible, chunk.theta), (machine.hidden, chunk.hidden_theta))
-    bases = [unit.tilt(theta - unit.natural_bias)[0] for unit, theta in layers]
+    visible, hidden = machine.visible, machine.hidden
+    base = visible.tilt(chunk.theta - visible.natural_bias)[0]
+    hidden_base = hidden.tilt(chunk.hidden_theta - hidden.natural_bias)[0]
     with warnings.catch_warnings():  # one warning for all chunks, by the caller
         warnings.simplefilter("ignore", LogPartitionWarning)
         estimate = estimate_log_partition(
@@ -262,7 +263,7 @@ def _ais(chunk: RowPosteriors, options: _Options, number: int) -> Tensor:
             num_chains=options.num_samples,
             num_temperatures=options.num_temperatures,
             schedule=options.schedule,
-            path=TwoSidedPath(machine, *bases),
+            path=TwoSidedPath(machine, base, hidden_base),
             seed=None if options.seed is None else options.seed + number,
         )
     assert estimate.log_weights is not None

@@ -24,6 +24,7 @@ from pyro_ebm.infer import (
     exact_log_partition,
 )
 from pyro_ebm.infer.mcmc.posterior import rbm_posterior
+from tests import deep_machines
 from tests.deep_machines import random_dbm
 from tests.infer.mcmc.compound_models import double, run, standard_errors
 from tests.infer.mcmc.deep_states import visible_law
@@ -222,14 +223,22 @@ class TestCompound:
         torch.manual_seed(2)
         kernel = Gibbs([(BlockGibbs(model), ["x"]), (DiscreteGibbs(model), ["k"])])
         samples = run(kernel, num_samples=600, warmup_steps=20).get_samples()
-        log_joint = []
+        joint = []
         for prior, dbm in zip((0.6, 0.4), dbms, strict=True):
-            v, log_p = visible_law(dbm)
-            rest = dist.Normal(v, 0.5).log_prob(seen).sum(-1)
-            log_joint.append(log_p - log_p.logsumexp(0) + rest + torch.tensor(prior).log())
-        p = torch.softmax(torch.stack(log_joint).flatten(), 0).reshape(2, -1)
-        assert standard_errors(samples["x"], p.sum(0) @ v).abs().max() < Z_LIMIT
-        assert standard_errors(samples["k"][:, None], p[1].sum()[None]).abs().max() < Z_LIMIT
+            states, p = deep_machines.joint(deep_machines.to_deep(dbm))
+            v, _, h2 = (torch.as_tensor(x) for x in states)
+            rest = dist.Normal(v, 0.5).log_prob(seen).sum(-1).exp()
+            joint.append(prior * rest[:, None] * torch.as_tensor(p.sum(1)))
+        weights = torch.stack(joint)
+        weights = weights / weights.sum()
+        expected = {
+            "x": weights.sum((0, 2)) @ v,
+            "x.h2": weights.sum((0, 1)) @ h2,
+            "k": weights[1].sum()[None],
+        }
+        for name, mean in expected.items():
+            draws = samples[name].reshape(len(samples[name]), -1)
+            assert standard_errors(draws, mean).abs().max() < Z_LIMIT
 
     def test_functions_are_given_layers(self) -> None:
         """And return all of those of a site that they update."""
