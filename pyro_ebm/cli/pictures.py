@@ -3,7 +3,9 @@
 
 """Pictures of a run, made from what its folder holds."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +16,15 @@ from pyro_ebm.cli.data import DataOptions
 from pyro_ebm.cli.machines import Machine, free_energies
 from pyro_ebm.cli.sampling import Chains, unit_means
 from pyro_ebm.datasets import Dataset
+from pyro_ebm.training.metrics import DEFAULT_KEYS, base_key
 from pyro_ebm.training.weights import weights_of
 
-__all__ = ["draw_completions", "draw_energy", "draw_filters", "draw_samples"]
+__all__ = ["draw_completions", "draw_energy", "draw_filters", "draw_history", "draw_samples"]
 
 #: Rows and columns of sample pictures.
 _ROWS, _COLUMNS = 10, 10
+#: Metrics of a run that are shown.
+_PANELS = 4
 
 
 @torch.no_grad()
@@ -58,6 +63,29 @@ def draw_filters(module: Machine, data: Dataset, path: Path) -> list[Path]:
         target = path.with_name(f"{path.stem}-h{layer}{path.suffix}")
         written.append(plotting.save(figure, target))
     return written
+
+
+def draw_history(records: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
+    """Metrics of a run by epoch, the first ones where others than the usual were chosen; no file where there
+    are none."""
+    if any(key in records[-1] for key in DEFAULT_KEYS):
+        return [plotting.save(plotting.history(records), path)]
+    panels: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for record in records for key in record):
+        values = [record[key] for record in records if key in record]
+        # Layers have keys of their own, beside that of all of them.
+        if key in ("epoch", "seconds") or base_key(key) != key or not _are_numbers(values):
+            continue
+        name = key.removesuffix("_train").removesuffix("_validation")
+        panels.setdefault(name, []).append(key)
+    if not panels:
+        return []
+    shown = list(panels.values())[:_PANELS]
+    return [plotting.save(plotting.learning_curves(records, shown, title="Training"), path)]
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
 
 
 @torch.no_grad()

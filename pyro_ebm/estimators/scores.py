@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.infer import (
+    deep_log_likelihood,
     estimate_log_partition,
     exact_log_partition,
     log_likelihood,
@@ -61,23 +62,12 @@ def row_scores(
     """
     options = options or {}
     with torch.no_grad():
-        if isinstance(dist, DBM):
-            return _deep_scores(dist, rows, scoring, options)
         if scoring == "pseudo":
             return pseudo_log_likelihood(dist, rows)
         if scoring == "exact":
-            return log_likelihood(dist, rows, exact_log_partition(dist, **options))
+            log_z = exact_log_partition(dist, **options)
+            if isinstance(dist, DBM):
+                return deep_log_likelihood(dist, rows, log_z, "exact", **options).rows
+            return log_likelihood(dist, rows, log_z)
         estimate = estimate_log_partition(dist, **{**_AIS_OPTIONS, **options})
         return log_likelihood(dist, rows, estimate)
-
-
-def _deep_scores(dist: DBM, rows: Tensor, scoring: str, options: Mapping[str, Any]) -> Tensor:
-    """The bound with log Z by annealing, or the exact log-likelihood."""
-    machine = dist.bipartite()
-    if scoring == "ais":
-        estimate = estimate_log_partition(machine, **{**_AIS_OPTIONS, **options})
-        return -dist.free_energy(rows).double() - torch.as_tensor(estimate.value).double()
-    log_z = exact_log_partition(machine, **options)
-    if dist.depth == 1:
-        return -dist.free_energy(rows) - log_z
-    return exact_log_partition(dist.posterior(rows).bipartite(), **options) - log_z

@@ -18,6 +18,9 @@ __all__ = ["history"]
 #: Styles as well as colours, for readers who see no colours.
 _STYLES = ("-", "--", ":")
 
+#: Metrics without a panel of their own that are shown at most.
+_MAX_PANELS = 4
+
 
 def history(records: Sequence[Mapping[str, Any]], *, title: str | None = "Training") -> "Figure":
     """Metrics of a training run by epoch.
@@ -36,9 +39,14 @@ def history(records: Sequence[Mapping[str, Any]], *, title: str | None = "Traini
             "chains": "free_energy_chains",
         },
         "free energy, validation - training (nats)": {"": "free_energy_gap"},
+        "bound of log p*(v) (nats)": {"training": "elbo_train", "validation": "elbo_validation"},
         "norm of the weights": {"": "weight_norm"},
     }
     shown = {n: p for n, p in panels.items() if any(m in records[-1] for m in p.values())}
+    if not shown:  # metrics of the user's choice
+        shown = {name: {"": name} for name in _numbers(records[-1])[:_MAX_PANELS]}
+    if not shown:
+        raise ValueError(f"the history has no metrics to show, only {sorted(records[-1])}")
     figure = new_figure(3.4 * len(shown), 3.0)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     epochs = [record["epoch"] for record in records]
@@ -58,3 +66,12 @@ def history(records: Sequence[Mapping[str, Any]], *, title: str | None = "Traini
             ax.legend(frameon=False, fontsize=8)
     annotate(figure, title, None)
     return figure
+
+
+def _numbers(record: Mapping[str, Any]) -> list[str]:
+    """Names of the metrics that are numbers."""
+    return [
+        name
+        for name, value in record.items()
+        if name not in ("epoch", "seconds") and isinstance(value, int | float)
+    ]

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from pyro_ebm import nn
 from pyro_ebm.distributions import DBM, RBM, GibbsSweep, MeanField
 from pyro_ebm.nn.unit_parameters import UnitParameters
+from pyro_ebm.ops.layers import alternate
 from pyro_ebm.training.config import TrainerConfig
 from pyro_ebm.training.negative_phase import GibbsPhase
 from pyro_ebm.training.offsets import follow_hidden_means
@@ -108,7 +109,7 @@ class DeepGradient:
         sweep = GibbsSweep(machine, self.generator)
         even, theta = self._negative_states(dist, machine, sweep, batch, found)
         odd = machine.hidden.natural_mean(theta)
-        model = _alternate(dist.split_even(even), dist.split_odd(odd))
+        model = alternate(dist.split_even(even), dist.split_odd(odd))
         data = [batch, *found.means]
         penalties = self._penalties(found.means)
         self._set_weights(dist, data, model, penalties)
@@ -119,12 +120,7 @@ class DeepGradient:
     ) -> tuple[Tensor, Tensor]:
         """Even layers of the model's states, and natural parameters of the odd ones."""
         if self.phase.reads_rows:
-            # The layers above are drawn from q.
-            drawn = [
-                dist.units[number].natural_sample(found.thetas[number - 1], self.generator)
-                for number in range(2, dist.depth + 1, 2)
-            ]
-            states = torch.cat([batch, *drawn], -1)
+            states = dist.draw_even(batch, found, generator=self.generator)
         else:
             # Only their number and size are read.
             states = batch.new_zeros(()).expand(len(batch), machine.visible.size)
@@ -219,9 +215,3 @@ class DeepGradient:
             if sparsity is not None:
                 own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
                 sparsity.restore(own)
-
-
-def _alternate(even: tuple[Tensor, ...], odd: tuple[Tensor, ...]) -> list[Tensor]:
-    """Layers in their order, from the even and the odd ones."""
-    number = len(even) + len(odd)
-    return [odd[i // 2] if i % 2 else even[i // 2] for i in range(number)]

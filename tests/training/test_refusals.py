@@ -368,9 +368,13 @@ def test_random_weights_are_refused():
 def test_an_rbm_has_no_context():
     data = some_bits(20)
     trainer = Trainer(nn.RBM(6, 2), TrainerConfig(num_epochs=1, progress=False))
-    with pytest.raises(ValueError, match="context is given, but an RBM has no context"):
+    with pytest.raises(
+        ValueError, match="context is given, but a machine of class RBM has no context"
+    ):
         trainer.fit(data, context=torch.zeros(20, 1))
-    with pytest.raises(ValueError, match="validation_context is given, but an RBM has"):
+    with pytest.raises(
+        ValueError, match="validation_context is given, but a machine of class RBM has"
+    ):
         trainer.fit(data, data, validation_context=torch.zeros(20, 1))
 
 

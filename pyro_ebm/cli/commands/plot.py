@@ -5,10 +5,9 @@
 
 import click
 
-from pyro_ebm import plotting
 from pyro_ebm.cli.commands.common import open_model, quiet_option, root_option, run_data
 from pyro_ebm.cli.errors import Command
-from pyro_ebm.cli.pictures import draw_energy, draw_filters, draw_samples
+from pyro_ebm.cli.pictures import draw_energy, draw_filters, draw_history, draw_samples
 from pyro_ebm.cli.run_folder import RunFolder
 from pyro_ebm.cli.sampling import ChainOptions, read_chains, run_chains
 
@@ -33,7 +32,7 @@ def plot_command(run_dir: str, root: str | None, quiet: bool) -> None:
     written = draw_filters(module, images, run.file("filters.png"))
     if run.file("history.json").is_file():
         records = run.read_json("history.json")
-        written.append(plotting.save(plotting.history(records), run.file("history.png")))
+        written += draw_history(records, run.file("history.png"))
     if run.file("chains.nc").is_file():
         chains = read_chains(run.file("chains.nc"))
     else:

@@ -57,9 +57,7 @@ def even_states(dbm: DBM, v: Tensor) -> Tensor:
     if dbm.depth == 1:
         return v
     # The log-density of the same rows warns where this has not converged.
-    thetas = dbm.mean_field(v, max_updates=dbm.max_mean_field_updates).thetas
-    above = [dbm.units[i].natural_sample(thetas[i - 1]) for i in range(2, dbm.depth + 1, 2)]
-    return dbm.join_even([v, *above])
+    return dbm.draw_even(v, dbm.mean_field(v, max_updates=dbm.max_mean_field_updates))
 
 
 def _choice(values: Tensor, mask: Tensor, num_chains: int) -> Tensor:
