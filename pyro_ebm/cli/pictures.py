@@ -68,7 +68,7 @@ def draw_filters(module: Machine, data: Dataset, path: Path) -> list[Path]:
 def draw_history(records: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
     """Metrics of a run by epoch, the first ones where others than the usual were chosen; no file where there
     are none."""
-    if any(key in records[-1] for key in DEFAULT_KEYS):
+    if not records or any(key in records[-1] for key in DEFAULT_KEYS):
         return [plotting.save(plotting.history(records), path)]
     panels: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for record in records for key in record):

@@ -18,16 +18,13 @@ __all__ = ["history"]
 #: Styles as well as colours, for readers who see no colours.
 _STYLES = ("-", "--", ":")
 
-#: Metrics without a panel of their own that are shown at most.
-_MAX_PANELS = 4
-
 
 def history(records: Sequence[Mapping[str, Any]], *, title: str | None = "Training") -> "Figure":
     """Metrics of a training run by epoch.
 
     :param records: :attr:`pyro_ebm.training.Trainer.history`.
     :param str title: heading.
-    :raises ValueError: if there are no records.
+    :raises ValueError: if there are no records, or none of these metrics in them.
     """
     if not records:
         raise ValueError("the history holds no epochs yet")
@@ -43,10 +40,10 @@ def history(records: Sequence[Mapping[str, Any]], *, title: str | None = "Traini
         "norm of the weights": {"": "weight_norm"},
     }
     shown = {n: p for n, p in panels.items() if any(m in records[-1] for m in p.values())}
-    if not shown:  # metrics of the user's choice
-        shown = {name: {"": name} for name in _numbers(records[-1])[:_MAX_PANELS]}
     if not shown:
-        raise ValueError(f"the history has no metrics to show, only {sorted(records[-1])}")
+        raise ValueError(
+            f"the history has none of the usual metrics, only {sorted(records[-1])}; take learning_curves()"
+        )
     figure = new_figure(3.4 * len(shown), 3.0)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     epochs = [record["epoch"] for record in records]
@@ -66,12 +63,3 @@ def history(records: Sequence[Mapping[str, Any]], *, title: str | None = "Traini
             ax.legend(frameon=False, fontsize=8)
     annotate(figure, title, None)
     return figure
-
-
-def _numbers(record: Mapping[str, Any]) -> list[str]:
-    """Names of the metrics that are numbers."""
-    return [
-        name
-        for name, value in record.items()
-        if name not in ("epoch", "seconds") and isinstance(value, int | float)
-    ]

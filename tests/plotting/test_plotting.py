@@ -162,12 +162,6 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
         plotting.image_grid(torch.rand(4, 4), (2, 2))
 
 
-def test_chosen_metrics_get_panels():
-    """Where none of the usual ones is in the records."""
-    records = [
-        {"epoch": e, "pseudo_log_likelihood": -e, "note": "x", "seconds": 1.0} for e in (1, 2)
-    ]
-    figure = plotting.history(records)
-    assert [ax.get_title() for ax in figure.axes] == ["pseudo_log_likelihood"]
-    with pytest.raises(ValueError, match="no metrics"):
-        plotting.history([{"epoch": 1, "seconds": 1.0}])
+def test_a_history_of_other_metrics_is_for_learning_curves():
+    with pytest.raises(ValueError, match="learning_curves"):
+        plotting.history([{"epoch": 1, "pseudo_log_likelihood": -1.0, "seconds": 1.0}])
