@@ -190,7 +190,7 @@ def compare_log_partition(
     ``"moment-ais"``      annealing along :func:`~pyro_ebm.infer.paths.moment_averaged_path`
     ``"trajectory-ais"``  annealing through ``checkpoints``, :func:`trajectory_log_partition`
     ``"raise"``           from above, :func:`raise_log_likelihood` of ``data`` (too high for data that
-                          are unlike the machine's)
+                          are unlike the machine's; not of a DBM)
     ====================  =========================================================================
 
     ``"bar"``, ``"mbar"`` and ``"ti"`` read one and the same run, so that they cost the budget once, and
@@ -202,8 +202,7 @@ def compare_log_partition(
     :param int num_chains: annealing chains.
     :param int num_tempering_chains: independent sets of replicas.
     :param base: as for :func:`estimate_log_partition`.
-    :param str side: layers of a DBM whose states are moved, as for :func:`estimate_log_partition`; of
-        ``"raise"`` they are the even ones.
+    :param str side: layers of a DBM whose states are moved, as for :func:`estimate_log_partition`.
     :param schedule: temperatures of annealing, as for :func:`estimate_log_partition`.
     :param checkpoints: earlier machines of the same training run, for ``"trajectory-ais"``.
     :param Tensor data: rows, for ``"raise"``.

@@ -83,6 +83,11 @@ class Job:
             raise ValueError('method "trajectory-ais" needs checkpoints')
         if "raise" in self.names and self.data is None:
             raise ValueError('method "raise" needs data')
+        if "raise" in self.names and isinstance(self.dist, DBM) and self.dist.depth > 1:
+            raise ValueError(
+                'method "raise" gives no log Z of a DBM, whose rows have only bounds; see '
+                "raise_log_likelihood for their likelihood"
+            )
 
     def chosen(self) -> Side:
         """The machine as an RBM, with its base."""

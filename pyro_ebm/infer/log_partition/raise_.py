@@ -19,6 +19,9 @@ from pyro_ebm.infer.paths import GeometricPath, Path, inverse_temperatures
 
 __all__ = ["raise_log_likelihood"]
 
+#: What the log Z of a deep machine, made of the bounds of its rows, says about itself.
+_NO_LOG_Z = "made of mean-field bounds, which are too low: no bound of log Z from either side"
+
 
 def raise_log_likelihood(
     dist: RBM | DBM,
@@ -60,7 +63,7 @@ def raise_log_likelihood(
     layers drawn from the mean field q of the posterior, and its weight is divided by their density
     under q; its expectation is then the probability of v under the annealing model [1, section 4], and the
     estimate stays conservative. All rows enter by their mean-field bounds, which are too low, so that
-    the ``log_partition`` of the result bounds nothing (its ``side`` is None).
+    the ``log_partition`` of the result bounds nothing (its ``side`` is None, and it is flagged).
 
     **References**
 
@@ -131,7 +134,9 @@ def raise_log_likelihood(
     }
     result = LogLikelihoodEstimate.from_log_weights(log_weights, log_density, rows, settings)
     if isinstance(start, DeepRowStart):
-        log_z = dataclasses.replace(result.log_partition, side=None)
+        log_z = dataclasses.replace(
+            result.log_partition, side=None, flags=(*result.log_partition.flags, _NO_LOG_Z)
+        )
         result = dataclasses.replace(result, log_partition=log_z)
     return result
 

@@ -64,9 +64,6 @@ class TwoSidedPath(GeometricPath):
     def ladder(self, betas: Sequence[float]) -> MachineLadder:  # type: ignore[override]
         return MachineLadder([self.machine(beta) for beta in betas], self.generator)
 
-    def _hidden_theta(self, fields: Tensor, beta: float) -> Tensor:
-        return torch.lerp(self._hidden_base_bias, fields, beta)
-
     @torch.no_grad()
     def log_ratio(
         self, v: Tensor, fields: Tensor, beta: float, beta_next: float
