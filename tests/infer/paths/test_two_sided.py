@@ -14,7 +14,8 @@ from pyro_ebm.infer.paths.two_sided import TwoSidedPath
 from tests.distributions.families import DISCRETE, random_rbm, random_unit
 from tests.infer.reference import Z_LIMIT
 
-PAIRS = [*itertools.product(DISCRETE, DISCRETE), ("gaussian", "bernoulli"), ("bernoulli", "relu")]
+CONTINUOUS_PAIRS = [("gaussian", "bernoulli"), ("bernoulli", "relu"), ("bernoulli", "gaussian")]
+PAIRS = [*itertools.product(DISCRETE, DISCRETE), *CONTINUOUS_PAIRS]
 
 
 def make(pair: tuple[str, str]) -> tuple[RBM, TwoSidedPath]:
