@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from pyro_ebm.distributions import RBM
 from pyro_ebm.distributions.gibbs_sweep import GibbsSweep
+from pyro_ebm.infer.log_partition.likelihood import check_data
 
 __all__ = ["belief_network_log_likelihood"]
 
@@ -59,7 +60,7 @@ def belief_network_log_likelihood(
     :param torch.Generator generator: the source of random bits; the global one if None.
     :returns: shape ``(rows,)``, float64.
     :raises TypeError: if something is no RBM.
-    :raises ValueError: for sizes that do not fit, batch shapes or an impossible number.
+    :raises ValueError: for sizes or families that do not fit, data outside of the support, batch shapes or an impossible number.
     """
     machines = _check(machines, data, num_samples)
     log_z = torch.as_tensor(getattr(log_partition, "value", log_partition), dtype=torch.float64)
@@ -99,10 +100,16 @@ def _check(machines: Sequence[RBM], data: Tensor, num_samples: int) -> list[RBM]
                 f"machine {number} has {below.hidden.size} hidden entries, machine {number + 1} "
                 f"{above.visible.size} visible ones"
             )
+        if below.hidden.signature() != above.visible.signature():
+            raise ValueError(
+                f"the hidden layer of machine {number} is {below.hidden!r}, the visible layer of machine "
+                f"{number + 1} {above.visible!r}: states of one must be states of the other"
+            )
     if data.dim() != 2 or data.shape[1] != machines[0].visible.size or not len(data):
         raise ValueError(
             f"data must have shape (rows >= 1, {machines[0].visible.size}), got {tuple(data.shape)}"
         )
+    check_data(machines[0], data)
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"num_samples must be a whole number >= 1, got {num_samples!r}")
     return machines

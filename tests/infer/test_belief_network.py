@@ -116,3 +116,16 @@ def test_weights_have_the_likelihood_as_their_mean():
 def test_refusals(make, error, match):
     with pytest.raises(error, match=match):
         make(stack(4, 3, 2), bits(4))
+
+
+def test_families_that_do_not_fit_are_refused():
+    bits = RBM(units.Bernoulli(torch.zeros(4)), units.Bernoulli(torch.zeros(3)), torch.zeros(4, 3))
+    real = RBM(
+        units.Gaussian(torch.zeros(3), torch.ones(3)),
+        units.Bernoulli(torch.zeros(2)),
+        torch.zeros(3, 2),
+    )
+    with pytest.raises(ValueError, match="states of one"):
+        belief_network_log_likelihood([bits, real], torch.zeros(2, 4), 0.0)
+    with pytest.raises(ValueError, match="outside"):
+        belief_network_log_likelihood([bits], torch.full((2, 4), 0.5), 0.0)

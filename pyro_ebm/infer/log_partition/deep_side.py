@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_ebm project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Deep machines as the RBMs that estimators of log Z are written for: the only place that converts."""
+"""Deep machines as the RBMs that estimators of log Z are written for."""
 
 from dataclasses import dataclass, field
 from typing import Any
