@@ -83,12 +83,18 @@ def fine_tune(run: Run) -> None:
         plotting.save(figure, run.folder / f"{name}.png")
 
 
+#: Options that define a network, beside those of the machines.
+_DEFINING = ("activation", "dropout", "input_dropout", "top_layers", "finetune_augment")
+
+
 def _tuner(run: Run, name: str, classifier: FeedForwardClassifier) -> FineTuner:
     checkpoint = run.file(f"{name}.checkpoint")
     values = {"seed": run.options.seed, **run.options.finetune}
     config = FineTuneConfig(**values, checkpoint=str(checkpoint))
     if checkpoint.exists() and not run.options.fresh:
+        run.check_same(name, _DEFINING)
         return FineTuner.from_checkpoint(checkpoint, classifier, **config.to_dict())
+    run.report(name, epochs=0)
     return FineTuner(classifier, config)
 
 

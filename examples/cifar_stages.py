@@ -215,11 +215,13 @@ class Run:
         values = {"seed": self.options.seed, "checkpoint_every": 5, **fixed, **recipe}
         config = TrainerConfig(**values, checkpoint=str(checkpoint))
         if checkpoint.exists() and not self.options.fresh:
-            self._check_same(name)
+            self.check_same(name)
             changes = {**config.to_dict(), "seed": config.seed}
             trainer = kind.from_checkpoint(checkpoint, device=self.device, **changes)
         else:
             trainer = kind(make(), config)
+            # Before the first checkpoint: a run that dies is resumed with the options that it had.
+            self.report(name, epochs=0)
         started, before = time.perf_counter(), trainer.epoch
         history = trainer.fit(rows, validation, callbacks=[_Deadline(self.deadline)])
         seconds = time.perf_counter() - started
@@ -243,13 +245,16 @@ class Run:
             )
         return trainer
 
-    def _check_same(self, name: str) -> None:
-        """Refuse to go on with a machine of other options."""
+    def check_same(self, name: str, further: Sequence[str] = ()) -> None:
+        """Refuse to go on with what was begun with other options.
+
+        :param further: names of options that define it beside those of all machines.
+        """
         path = self.folder / "report.json"
         everything = json.loads(path.read_text()) if path.exists() else {}
         before = everything.get(name, {}).get("options", {})
         now = json.loads(json.dumps(vars(self.options), default=str))
-        changed = [k for k in DEFINING if k in before and k in now and before[k] != now[k]]
+        changed = [k for k in (*DEFINING, *further) if k in before and k in now and before[k] != now[k]]
         if changed:
             flags = ", ".join(f"--{k.replace('_', '-')} {before[k]}" for k in changed)
             raise SystemExit(

@@ -60,7 +60,8 @@ def belief_network_log_likelihood(
     :param torch.Generator generator: the source of random bits; the global one if None.
     :returns: shape ``(rows,)``, float64.
     :raises TypeError: if something is no RBM.
-    :raises ValueError: for sizes or families that do not fit, data outside of the support, batch shapes or an impossible number.
+    :raises ValueError: for sizes or families that do not fit, data outside of the support, batch
+        shapes or an impossible number.
     """
     machines = _check(machines, data, num_samples)
     log_z = torch.as_tensor(getattr(log_partition, "value", log_partition), dtype=torch.float64)
