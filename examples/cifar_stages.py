@@ -254,7 +254,9 @@ class Run:
         everything = json.loads(path.read_text()) if path.exists() else {}
         before = everything.get(name, {}).get("options", {})
         now = json.loads(json.dumps(vars(self.options), default=str))
-        changed = [k for k in (*DEFINING, *further) if k in before and k in now and before[k] != now[k]]
+        changed = [
+            k for k in (*DEFINING, *further) if k in before and k in now and before[k] != now[k]
+        ]
         if changed:
             flags = ", ".join(f"--{k.replace('_', '-')} {before[k]}" for k in changed)
             raise SystemExit(
