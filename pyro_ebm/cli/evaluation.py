@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_ebm import nn
 from pyro_ebm.cli.data import DataOptions
 from pyro_ebm.cli.errors import collect_warnings
-from pyro_ebm.cli.machines import Machine, even_means, free_energies, lowest_weight, two_sided
+from pyro_ebm.cli.machines import Machine, even_means, lowest_weight, two_sided
 from pyro_ebm.cli.run_folder import hardware, versions
 from pyro_ebm.datasets import Dataset
 from pyro_ebm.distributions import RBM
@@ -140,10 +140,7 @@ def _likelihood(
     module: Machine, rows: Tensor, log_z: tuple[float, float, float], source: str
 ) -> dict[str, Any]:
     """Mean log-likelihood per row, or its bound; a higher log Z means a lower likelihood."""
-    if isinstance(module, nn.DBM):
-        unnormalized = -free_energies(module, rows).double()
-    else:
-        unnormalized = log_likelihood(two_sided(module), rows, 0.0)
+    unnormalized = log_likelihood(module(), rows, 0.0)
     mean = unnormalized.mean().item()
     error = unnormalized.std().item() / len(rows) ** 0.5 if len(rows) > 1 else float("nan")
     value, low, high = log_z

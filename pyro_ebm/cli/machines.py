@@ -8,15 +8,24 @@ from torch import Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.distributions import DBM, RBM
+from pyro_ebm.infer.mcmc.even_layers import as_rbm
 from pyro_ebm.training.weights import weights_of
 
-__all__ = ["Machine", "even_means", "free_energies", "lowest_weight", "two_sided", "visible_means"]
+__all__ = [
+    "MAX_UPDATES",
+    "TOLERANCE",
+    "Machine",
+    "even_means",
+    "free_energies",
+    "lowest_weight",
+    "two_sided",
+]
 
 #: Models that the commands take.
 Machine = nn.RBM | nn.DBM
 
 #: Of the mean field of rows.
-_MAX_UPDATES, _TOLERANCE = 500, 1e-4
+MAX_UPDATES, TOLERANCE = 500, 1e-4
 #: Rows whose mean field is found together.
 _ROWS = 2000
 
@@ -29,8 +38,7 @@ def lowest_weight(module: Machine) -> Tensor:
 @torch.no_grad()
 def two_sided(module: Machine) -> RBM:
     """The machine of a module; of a deep one that between its even and its odd layers: of the same log Z."""
-    dist: RBM | DBM = module()
-    return dist.bipartite() if isinstance(dist, DBM) else dist
+    return as_rbm(module())
 
 
 @torch.no_grad()
@@ -62,15 +70,7 @@ def even_means(module: Machine, rows: Tensor) -> Tensor:
     return torch.cat(means)
 
 
-@torch.no_grad()
-def visible_means(module: nn.DBM, v: Tensor) -> Tensor:
-    """Means of the visible units given the mean field of visible states, shape ``(rows, V)``."""
-    dist: DBM = module()
-    first = _field(dist, v.to(lowest_weight(module)))[0][0]
-    return dist.units[0].mean(dist.field(0, [first]))
-
-
 def _field(dist: DBM, rows: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     """Means of the hidden layers by mean field, and the bound."""
-    found = dist.mean_field(rows, max_updates=_MAX_UPDATES, tolerance=_TOLERANCE)
+    found = dist.mean_field(rows, max_updates=MAX_UPDATES, tolerance=TOLERANCE)
     return found.means, found.bound

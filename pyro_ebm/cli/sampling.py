@@ -15,11 +15,12 @@ from torch import Generator, Tensor
 
 from pyro_ebm import nn
 from pyro_ebm.cli.machines import (
+    MAX_UPDATES,
+    TOLERANCE,
     Machine,
     free_energies,
     lowest_weight,
     two_sided,
-    visible_means,
 )
 from pyro_ebm.diagnostics import to_inference_data
 from pyro_ebm.infer import BlockGibbs, VectorizedMCMC
@@ -214,7 +215,7 @@ def unit_means(module: Machine, v: Tensor, seed: int = 0) -> Tensor:
     """Means of the visible units given hidden states drawn from visible ones (of a deep machine given the
     mean field): smoother pictures."""
     if isinstance(module, nn.DBM):
-        return visible_means(module, v)
+        return module.reconstruct(v, max_updates=MAX_UPDATES, tolerance=TOLERANCE)
     dist = two_sided(module)
     generator = Generator(device=dist.weight.device).manual_seed(seed)
     field = dist.hidden_field(v.to(dist.weight))

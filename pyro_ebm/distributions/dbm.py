@@ -242,7 +242,9 @@ class DBM(EnergyBased):
             if column == row + 1:
                 return weights[row].expand(*batch, sizes[row], sizes[column])
             if column == row - 1:
-                return weights[column].mT.expand(*batch, sizes[row], sizes[column])
+                # Turned by itself: torch.cat takes twice as long for it.
+                turned = weights[column].mT.contiguous()
+                return turned.expand(*batch, sizes[row], sizes[column])
             return weights[0].new_zeros(()).expand(*batch, sizes[row], sizes[column])
 
         odd = range(1, len(sizes), 2)

@@ -138,6 +138,8 @@ def _check_finite(name: str, x: Tensor) -> None:
 
 def _free_of_checks(dbm: "DBM") -> "DBM":
     """The machine for inputs that may be means: grey levels are no states of bits."""
+    if not dbm._validate_args:
+        return dbm
     return dbm._like(dbm.units, dbm.weights, dbm._offsets, dbm._constant, validate_args=False)
 
 

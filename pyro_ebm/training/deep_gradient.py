@@ -124,8 +124,9 @@ class DeepGradient:
         else:
             # Only their number and size are read.
             states = batch.new_zeros(()).expand(len(batch), machine.visible.size)
-        # Persistent chains do not read the natural parameters either.
-        theta = states if self.config.persistent else sweep.hidden_theta(states)
+        # Chains that start elsewhere do not read the natural parameters either.
+        from_rows = self.phase.reads_rows and not self.config.persistent
+        theta = sweep.hidden_theta(states) if from_rows else states
         even, theta, _ = self.phase(machine, sweep, states, theta, None)
         return even, theta
 

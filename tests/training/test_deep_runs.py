@@ -173,7 +173,6 @@ def test_callbacks_and_the_best_checkpoint(tmp_path):
     assert Trainer.from_checkpoint(best).epoch == trainer.best_epoch == 2
 
 
-@pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 def test_frozen_weights_stay():
     module = make_module()
     module.weights[0].requires_grad_(False)

@@ -24,6 +24,7 @@ from pyro_ebm.infer.contrastive.rows import (
     rows_by_parameters,
 )
 from pyro_ebm.infer.contrastive.surrogate import SurrogateNormalized
+from pyro_ebm.infer.mcmc.even_layers import as_rbm
 
 __all__ = ["MachineSite", "NormalizeMessenger"]
 
@@ -104,7 +105,7 @@ class NormalizeMessenger(Messenger):
     def _surrogate(self, fn: EnergyBased, msg: Any, mask: Tensor | None) -> SurrogateNormalized:
         name, dist, key = msg["name"], fn.compact(), msg["infer"].get("chain_key")
         deep = dist if isinstance(dist, DBM) else None
-        dist = dist if deep is None else deep.bipartite()
+        dist = as_rbm(dist)
         if not isinstance(dist, RBM):
             raise TypeError(f"site {name!r}: no negative phase is known for {type(fn).__name__}")
         if key is not None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.distributions.units import Unit
-from pyro_ebm.distributions.units.joined import join_units
+from pyro_ebm.infer.mcmc.even_layers import as_rbm
 from pyro_ebm.infer.paths import base_unit
-from pyro_ebm.infer.paths.geometric import mean_unit
+from pyro_ebm.infer.paths.geometric import even_base
 
 __all__ = ["DEEP_SIDES", "Side", "as_machine", "as_side"]
 
@@ -47,7 +47,7 @@ def as_machine(dist: RBM | DBM, side: str = "auto", name: str = "dist") -> RBM:
     if side not in DEEP_SIDES:
         raise ValueError(f"side must be one of {DEEP_SIDES}, got {side!r}")
     if isinstance(dist, DBM):
-        machine = dist.bipartite()
+        machine = as_rbm(dist)
         return machine.transpose() if side == "odd" else machine
     if not isinstance(dist, RBM):
         raise TypeError(f"{name} must be an RBM, got {type(dist).__name__}; a DBM will do as well")
@@ -67,7 +67,7 @@ def as_side(
     """A machine with the base that belongs to it.
 
     :param dist: an RBM or a DBM.
-    :param base: None, "uniform" or means of the visible layer, as for
+    :param base: None, "uniform", or means of the visible layer, as for
         :func:`~pyro_ebm.infer.estimate_log_partition`; a layer is given back.
     :param str side: as for :func:`as_machine`.
     :raises TypeError: if the machine is neither.
@@ -82,16 +82,10 @@ def as_side(
         settings["side"] = "odd" if drawn else "even"
         settings["summed_out"] = list(layers[1 - drawn :: 2])
         if isinstance(base, Tensor):
-            base = _visible_base(dist, base, settings["side"])
+            if drawn:
+                raise ValueError(
+                    'base holds means of the visible layer, which side="odd" sums out; use '
+                    'side="even", or base=None or "uniform"'
+                )
+            base = even_base(dist.units[0::2], base, dist.parameter_batch_shape)
     return Side(machine, base_unit(machine, base), settings)
-
-
-def _visible_base(dbm: DBM, means: Tensor, side: str) -> Unit:
-    """The even layers, the visible one with the given means and the hidden ones as they are."""
-    if side == "odd":
-        raise ValueError(
-            'base holds means of the visible layer, which side="odd" sums out; use side="even", or '
-            'base=None or "uniform"'
-        )
-    visible = mean_unit(dbm.units[0], means, dbm.parameter_batch_shape)
-    return join_units([visible, *dbm.units[2::2]])

@@ -12,6 +12,7 @@ from torch import Generator, Size, Tensor
 from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.infer.mcmc.kernel import VectorizedKernel
 from pyro_ebm.infer.mcmc.vectorized import VectorizedMCMC
+from pyro_ebm.ops.layers import alternate
 
 __all__ = ["Completions", "completions"]
 
@@ -208,6 +209,8 @@ def _joined(
     Values that are not given are zeros, which nothing reads.
     """
     masks, values = _by_layer("mask", dbm, mask), _by_layer("value", dbm, value)
+    if unused := sorted(set(values) - set(masks)):
+        raise ValueError(f"values of the layers {unused} were given without masks, which say where")
     if missing := sorted(set(masks) - set(values)):
         raise ValueError(
             f"masks of the layers {missing} were given without the values of their units"
@@ -248,4 +251,4 @@ def _by_layer(name: str, dbm: DBM, given: _ByLayer | None) -> dict[int, Tensor]:
 def _layers(dbm: DBM, states: Completions) -> tuple[Tensor, ...]:
     """The layers from the visible one upwards."""
     even, odd = dbm.split_even(states.visible), dbm.split_odd(states.hidden)
-    return tuple((odd if number % 2 else even)[number // 2] for number in range(dbm.depth + 1))
+    return tuple(alternate(even, odd))

@@ -15,7 +15,6 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm.distributions import DBM, RBM, GibbsSweep
-from pyro_ebm.distributions.units.joined import join_units
 from pyro_ebm.infer.mcmc.even_layers import as_rbm
 from pyro_ebm.infer.mcmc.kernel import MachineKernel
 from pyro_ebm.infer.mcmc.ladder_placement import check_betas, check_target_rejection, initial_ladder
@@ -24,7 +23,7 @@ from pyro_ebm.infer.mcmc.replica_exchange import Replicas
 from pyro_ebm.infer.mcmc.replica_layout import ReplicaLayout
 from pyro_ebm.infer.mcmc.tempering_report import TemperingReport
 from pyro_ebm.infer.paths import GeometricPath, MachinePath, Path, base_unit
-from pyro_ebm.infer.paths.geometric import mean_unit
+from pyro_ebm.infer.paths.geometric import even_base
 
 __all__ = ["ParallelTempering"]
 
@@ -213,8 +212,7 @@ class ParallelTempering(MachineKernel):
     def _base_unit(self, target: RBM) -> Any:
         base, layers = self.base, self._layers.units
         if isinstance(base, Tensor) and layers is not None:
-            visible = mean_unit(layers[0], base, target.parameter_batch_shape)
-            return join_units([visible, *layers[1:]])
+            return even_base(layers, base, target.parameter_batch_shape)
         if base is None and target.visible.num_states is not None:
             base = "uniform"
         elif isinstance(base, str) and base == "biases":

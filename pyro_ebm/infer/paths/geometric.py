@@ -10,6 +10,7 @@ from torch import Generator, Size, Tensor
 
 from pyro_ebm.distributions import RBM
 from pyro_ebm.distributions.units import Unit
+from pyro_ebm.distributions.units.joined import join_units
 from pyro_ebm.infer.paths.base import Ladder, Path
 from pyro_ebm.ops.linear import affine, apply_weight
 
@@ -230,6 +231,17 @@ def base_unit(dist: RBM, base: Unit | Tensor | str | None) -> Unit:
             raise ValueError(f'base="uniform" is impossible for unbounded {name} units')
         return visible.neutral()
     return mean_unit(visible, base, dist.parameter_batch_shape)
+
+
+def even_base(layers: Sequence[Unit], means: Tensor, batch_shape: Size) -> Unit:
+    """The even layers of a deep machine at beta = 0, one after the other.
+
+    :param layers: the layers, the visible one first.
+    :param Tensor means: of the visible layer; the hidden ones keep their biases.
+    :param batch_shape: that of the machine.
+    :raises ValueError: for a shape that does not fit, or NaN.
+    """
+    return join_units([mean_unit(layers[0], means, batch_shape), *layers[1:]])
 
 
 def mean_unit(unit: Unit, means: Tensor, batch_shape: Size) -> Unit:

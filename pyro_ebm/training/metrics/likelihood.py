@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.infer import (
     LogPartitionWarning,
+    deep_log_likelihood,
     estimate_log_partition,
     exact_log_partition,
     log_likelihood,
@@ -29,8 +30,6 @@ __all__ = [
 
 #: Entries of the table of hidden fields that one chunk of rows may fill.
 _CHUNK_ENTRIES = 2**22
-#: Rows whose hidden layers are enumerated together.
-_POSTERIOR_ROWS = 64
 #: Not the seed of the rows' own bits, or which units are looked at would depend on their states.
 _UNITS_SEED = 271_828_182
 
@@ -99,7 +98,7 @@ def exact_log_likelihood(s: RBMSnapshot | DeepSnapshot, max_states: int) -> dict
         if isinstance(s, RBMSnapshot):
             values = log_likelihood(s.dist, rows, log_z)
         else:
-            values = _exact_log_densities(s.dist, rows, max_states) - log_z
+            values = deep_log_likelihood(s.dist, rows, log_z, "exact", max_states=max_states).rows
         record[f"exact_log_likelihood_{split}"] = values.mean().item()
     return record
 
@@ -113,17 +112,6 @@ def machines_to_enumerate(dist: RBM | DBM) -> list[RBM]:
         v = dist.units[0].mean(dist.weights[0].new_zeros(dist.sizes[0]))
         machines.append(dist.posterior(v).bipartite())
     return machines
-
-
-def _exact_log_densities(dist: DBM, rows: Tensor, max_states: int) -> Tensor:
-    r"""Exact :math:`\log p^*(v)` of rows, in float64."""
-    if dist.depth == 1:
-        return -dist.bipartite().to(dtype=torch.float64).free_energy(rows.double())
-    found = [
-        exact_log_partition(dist.posterior(chunk).bipartite(), max_states=max_states)
-        for chunk in rows.split(_POSTERIOR_ROWS)
-    ]
-    return torch.cat(found)
 
 
 def ais_log_likelihood(
