@@ -8,19 +8,16 @@ update are compared within a round; ``x`` is the time over the hand-written one,
 that of the matrix products alone.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from benchmarks.dbm_by_hand import HandWrittenDBM
-from benchmarks.harness import Timing, environment, time_in_turn
+from benchmarks.harness import Timing, command_line, time_in_turn, write_json
 from pyro_ebm import nn
 from pyro_ebm.training import TrainerConfig
 from pyro_ebm.training.choose_gradient import make_gradient
@@ -163,27 +160,10 @@ def report(document: dict[str, Any]) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="three rounds")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="processor time, for a machine that is shared"
-    )
-    parser.add_argument("--json", type=Path, default=None, help="file for all numbers")
-    arguments = parser.parse_args()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    timings = bench_dbm(3 if arguments.quick else 15, arguments.device, clock)
-    document = summarize(timings)
+    arguments = command_line(__doc__.split("\n\n")[0])
+    document = summarize(bench_dbm(arguments.rounds, arguments.device, arguments.clock))
     report(document)
-    if arguments.json is not None:
-        content = {"environment": environment(arguments.device), "results": document}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
-        print(f"\nwrote {arguments.json}")
+    write_json(arguments.json, arguments.device, document)
 
 
 if __name__ == "__main__":

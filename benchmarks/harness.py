@@ -3,6 +3,8 @@
 
 """Timing of several callables in turn, so that their ratios hold when the machine's speed drifts."""
 
+import argparse
+import json
 import platform
 import statistics
 import time
@@ -78,6 +80,38 @@ def time_in_turn(
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def command_line(description: str) -> argparse.Namespace:
+    """What the benchmarks are told, with ``rounds`` and ``clock``; sets threads and seed.
+
+    :param str description: the help.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="three rounds")
+    parser.add_argument("--threads", type=int, default=None, help="threads of torch")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time, for a machine that is shared"
+    )
+    parser.add_argument("--json", type=Path, default=None, help="file for all numbers")
+    arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    arguments.rounds = 3 if arguments.quick else 15
+    arguments.clock = time.process_time if arguments.cpu_time else time.perf_counter
+    return arguments
+
+
+def write_json(path: Path | None, device: str, results: Any) -> None:
+    """Numbers with what they were measured on; nothing without a path."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"environment": environment(device), "results": results}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"\nwrote {path}")
 
 
 def environment(device: str) -> dict[str, Any]:

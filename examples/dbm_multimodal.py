@@ -137,7 +137,7 @@ def evaluate(machine: DBM, images: Tensor, labels: Tensor, options: Any) -> dict
     for name in ("mean field", "Gibbs"):
         own = results[name]
         print(
-            f"labels of test images by {name}: accuracy {100 * own['accuracy']:.2f} +- "
+            f"labels of images by {name}: accuracy {100 * own['accuracy']:.2f} +- "
             f"{100 * own['accuracy_error']:.2f} %, log score {own['log_score']:.3f} +- "
             f"{own['log_score_error']:.3f} nats"
         )
@@ -147,7 +147,8 @@ def evaluate(machine: DBM, images: Tensor, labels: Tensor, options: Any) -> dict
 def run(options: Any) -> dict[str, Any]:
     """Train on images with labels; draw images of the classes, and classify the test images."""
     model = model_file(options)
-    data = datasets.load(options.data)
+    data = datasets.load(options.data, validation=options.validation)
+    split: Any = "validation" if options.validation else "test"
     report = {"data": options.data, **describe(options)}
     if model is None:
         rows = join(data.train(), data.labels("train"))
@@ -157,8 +158,8 @@ def run(options: Any) -> dict[str, Any]:
     else:
         module = pyro_ebm.load(model)
     machine = with_one_hot_labels(module().detach())
-    images = data.binarized("test", seed=0)[: options.rows]
-    report["evaluation"] = evaluate(machine, images, data.labels("test")[: options.rows], options)
+    images = data.binarized(split, seed=0)[: options.rows]
+    report["evaluation"] = evaluate(machine, images, data.labels(split)[: options.rows], options)
     write_report(options, report)
     if options.output and options.pictures:
         draw(machine, data, options)
@@ -183,7 +184,9 @@ def draw(machine: DBM, data: datasets.Dataset, options: Any) -> None:
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """The program."""
-    options = parse(__doc__.split("\n\n")[0], "mnist", RBM_RECIPE, arguments, **RECIPE)
+    options = parse(
+        __doc__.split("\n\n")[0], "mnist", RBM_RECIPE, arguments, likelihood=False, **RECIPE
+    )
     if options.smoke:
         vars(options).update(SMOKE)
         options.rbm_options |= SMOKE_RBM

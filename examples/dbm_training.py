@@ -16,13 +16,20 @@ import torch
 from dbm_evaluation import evaluate
 from dbm_pictures import draw
 from torch import Tensor
-from training_options import add_training_options, training_config
+from training_options import add_training_options, resumed_trainer, training_config
 
 import pyro_ebm
 from pyro_ebm import datasets, nn
 from pyro_ebm.training import Trainer, TrainerConfig
 
 STARTS = ("rbm", "random", "pretrained")
+#: Options of one start only.
+OF_STARTS = {
+    "rbm": ("rbm",),
+    "rbm_options": ("rbm", "pretrained"),
+    "upper_scale": ("rbm",),
+    "method": ("pretrained",),
+}
 #: Tied copies of a layer multiply gradients: rates of greedy training by that of the RBM.
 PRETRAINING_RATE = 0.5
 #: Numbers of the digits: seconds, and small enough for an exact log Z.
@@ -44,6 +51,8 @@ def parse(
     data: str,
     rbm_recipe: Mapping[str, Any],
     arguments: list[str] | None = None,
+    *,
+    likelihood: bool = True,
     **defaults: Any,
 ) -> Any:
     """The options of a program.
@@ -52,6 +61,7 @@ def parse(
     :param str data: the data set.
     :param rbm_recipe: options of ``TrainerConfig`` for the machine that the lowest layer starts from.
     :param arguments: the command line; that of the process if None.
+    :param bool likelihood: whether the program estimates log Z.
     :param defaults: options of ``TrainerConfig`` for the joint training that are its own.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -79,9 +89,14 @@ def parse(
         "--validation", type=int, default=0, help="training images to evaluate on, not the test set"
     )
     parser.add_argument("--seed", type=int, default=0)
-    _add_evaluation(parser)
+    _add_files(parser)
+    if likelihood:
+        _add_likelihood(parser)
     add_training_options(parser, persistent=True, binarize=True, **defaults)
     options = parser.parse_args(arguments)
+    for name, starts in OF_STARTS.items():
+        if getattr(options, name) != parser.get_default(name) and options.start not in starts:
+            parser.error(f"--{name.replace('_', '-')} has no effect with --start {options.start}")
     own = dict(rbm_recipe)
     if options.start == "pretrained":
         own["learning_rate"] *= PRETRAINING_RATE
@@ -92,24 +107,10 @@ def parse(
     return options
 
 
-def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    """What is done with a machine, and where it is."""
-    parser.add_argument("--ais-chains", type=int, default=100)
-    parser.add_argument("--ais-temperatures", type=int, default=20_000)
-    parser.add_argument(
-        "--ais-schedule", default="adaptive", help="see pyro_ebm.infer.estimate_log_partition"
-    )
-    parser.add_argument(
-        "--rows", type=int, help="test images of the bound, the first ones; all if not given"
-    )
-    parser.add_argument(
-        "--tight", type=int, default=0, metavar="ROWS", help="test images of the tighter estimate"
-    )
-    parser.add_argument("--tight-chains", type=int, default=20, help="its chains of an image")
-    parser.add_argument("--tight-temperatures", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=100, help="chains of the pictures")
-    parser.add_argument("--sweeps", type=int, default=1000, help="Gibbs sweeps of their samples")
-    parser.add_argument("--frames", type=int, default=40, help="frames of the film of the chains")
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """What is evaluated, and where it is kept."""
+    parser.add_argument("--rows", type=int, help="test images, the first ones; all if not given")
+    parser.add_argument("--sweeps", type=int, default=1000, help="Gibbs sweeps of samples")
     parser.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, help="a folder for the model, report and pictures")
     parser.add_argument("--model", type=Path, help="evaluate this file; nothing is trained")
@@ -120,18 +121,30 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smoke", action="store_true", help="seconds, on the digits")
 
 
+def _add_likelihood(parser: argparse.ArgumentParser) -> None:
+    """How log Z is estimated, and what is drawn."""
+    parser.add_argument("--ais-chains", type=int, default=100)
+    parser.add_argument("--ais-temperatures", type=int, default=20_000)
+    parser.add_argument(
+        "--ais-schedule", default="adaptive", help="see pyro_ebm.infer.estimate_log_partition"
+    )
+    parser.add_argument(
+        "--tight", type=int, default=0, metavar="ROWS", help="test images of the tighter estimate"
+    )
+    parser.add_argument("--tight-chains", type=int, default=20, help="its chains of an image")
+    parser.add_argument("--tight-temperatures", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=100, help="chains of the pictures")
+    parser.add_argument("--frames", type=int, default=40, help="frames of the film of the chains")
+
+
 def run(options: Any) -> dict[str, Any]:
     """Train, estimate log Z from both sides, and say what the bound of the test images is."""
     model = model_file(options)
-    data = datasets.load(options.data)
-    grey = data.train()
-    cut = len(grey) - options.validation
-    train, held_out = grey[:cut], grey[cut:] if options.validation else data.test()
-    if options.validation:
-        bits = torch.bernoulli(held_out, generator=torch.Generator().manual_seed(0))
-    else:
-        bits = data.binarized("test", seed=0)
-    test = {"binarised": bits, "grey levels": held_out}
+    # Validation images are the last ones of the training set; without, the test set is evaluated on.
+    data = datasets.load(options.data, validation=options.validation)
+    split: Any = "validation" if options.validation else "test"
+    train = data.train()
+    test = {"binarised": data.binarized(split, seed=0), "grey levels": data.grey_levels(split)}
     report, trainer = _previous(options), None
     if model is None:
         trainer, costs = train_dbm(train, options)
@@ -205,15 +218,16 @@ def train_dbm(train: Tensor, options: Any) -> tuple[Trainer, dict[str, Any]]:
     """A trainer that is done, and what it cost."""
     config = training_config(options, seed=options.seed)
     costs: dict[str, Any] = {"start": options.start}
-    trainer = _resumed(config, options)
+    module = nn.DBM(
+        train.shape[1],
+        options.hidden,
+        centered=options.centered,
+        weight_scale=options.weight_scale,
+        seed=options.seed,
+    )
+    trainer = resumed_trainer(config, options.resume, module)
     if trainer is None:
-        module = nn.DBM(
-            train.shape[1],
-            options.hidden,
-            centered=options.centered,
-            weight_scale=options.weight_scale,
-            seed=options.seed,
-        ).init_from_data(train)
+        module.init_from_data(train)
         if options.start == "rbm":
             rbm, costs["rbm"] = lowest_machine(train, options)
             module.init_from_rbm(rbm, upper_scale=options.upper_scale, seed=options.seed)
@@ -230,9 +244,9 @@ def lowest_machine(train: Tensor, options: Any) -> tuple[nn.RBM, dict[str, Any]]
     if options.rbm:
         return pyro_ebm.load(options.rbm), {"file": str(options.rbm)}
     config = _config_of_rbms(options)
-    trainer = _resumed(config, options)
+    module = nn.RBM(train.shape[1], options.hidden[0], centered=True, seed=options.seed)
+    trainer = resumed_trainer(config, options.resume, module)
     if trainer is None:
-        module = nn.RBM(train.shape[1], options.hidden[0], centered=True, seed=options.seed)
         trainer = Trainer(module.init_from_data(train), config)
     costs = _fit(trainer, train)
     rbm = trainer.averaged
@@ -267,19 +281,6 @@ def _config_of_rbms(options: Any) -> TrainerConfig:
     if options.checkpoint:
         settings["checkpoint"] = f"{options.checkpoint}.rbm"
     return TrainerConfig(**{**settings, **options.rbm_options}, seed=options.seed)
-
-
-def _resumed(config: TrainerConfig, options: Any) -> Trainer | None:
-    """The run of a checkpoint that is to go on; None if there is no such file."""
-    if not options.resume:
-        return None
-    if config.checkpoint is None:
-        raise SystemExit("--resume needs the --checkpoint to go on from")
-    if not Path(config.checkpoint).exists():
-        return None
-    return Trainer.from_checkpoint(
-        config.checkpoint, num_epochs=config.num_epochs, progress=config.progress
-    )
 
 
 def _fit(trainer: Trainer, train: Tensor) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from training_options import add_training_options, training_config
+from training_options import add_training_options, resumed_trainer, training_config
 
 import pyro_ebm
 from pyro_ebm import datasets, nn, plotting
@@ -24,7 +24,7 @@ from pyro_ebm.infer import (
     exact_log_partition,
     log_likelihood,
 )
-from pyro_ebm.training import Trainer, TrainerConfig
+from pyro_ebm.training import Trainer
 
 #: With at most this many hidden units log Z is summed exactly.
 MAX_EXACT_HIDDEN = 20
@@ -104,7 +104,7 @@ def train_rbm(train: Tensor, num_pixels: int, options: Any) -> tuple[Trainer, di
     ).init_from_data(train)
     config = training_config(options, seed=options.seed)
     started = time.perf_counter(), time.process_time()
-    trainer = _trainer(module, config, options)
+    trainer = resumed_trainer(config, options.resume, module) or Trainer(module, config)
     trainer.fit(train)
     costs = {
         "training": config.to_dict(),
@@ -113,15 +113,6 @@ def train_rbm(train: Tensor, num_pixels: int, options: Any) -> tuple[Trainer, di
     }
     print(f"trained {config.num_epochs} epochs in {costs['wall_seconds']:.0f} s")
     return trainer, costs
-
-
-def _trainer(module: nn.RBM, config: TrainerConfig, options: Any) -> Trainer:
-    if options.resume:
-        if config.checkpoint is None:
-            raise SystemExit("--resume needs the --checkpoint to go on from")
-        if Path(config.checkpoint).exists():
-            return Trainer.from_checkpoint(config.checkpoint, num_epochs=config.num_epochs)
-    return Trainer(module, config)
 
 
 def evaluate(machine: RBM, test: Tensor, base: Tensor, options: Any) -> dict[str, Any]:

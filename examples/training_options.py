@@ -6,9 +6,10 @@
 import argparse
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from pyro_ebm.training import TrainerConfig
+from pyro_ebm.training import Trainer, TrainerConfig
 
 _NAMES = tuple(f.name for f in fields(TrainerConfig))
 #: Flags that examples define in their own way.
@@ -45,6 +46,27 @@ def training_config(arguments: argparse.Namespace, **overrides: Any) -> TrainerC
     """
     values = {name: getattr(arguments, name) for name in _NAMES if hasattr(arguments, name)}
     return TrainerConfig(**{**values, **overrides})
+
+
+def resumed_trainer(config: TrainerConfig, resume: bool, module: Any) -> Trainer | None:
+    """The run of a checkpoint that is to go on, with the options that are given now; None if there is none.
+
+    :param TrainerConfig config: the options.
+    :param bool resume: whether a run is to go on.
+    :param module: what would be trained otherwise: the run must be one of such a module.
+    """
+    if not resume:
+        return None
+    if config.checkpoint is None:
+        raise SystemExit("--resume needs the --checkpoint to go on from")
+    if not Path(config.checkpoint).exists():
+        return None
+    trainer = Trainer.from_checkpoint(config.checkpoint, **config.to_dict())
+    found, wanted = trainer.module.config(), module.config()
+    changed = {name: found[name] for name in wanted if found[name] != wanted[name]}
+    if changed:
+        raise SystemExit(f"{config.checkpoint} was begun with {changed}: repeat these options")
+    return trainer
 
 
 def _value(text: str) -> Any:

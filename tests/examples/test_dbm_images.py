@@ -109,16 +109,60 @@ def test_resume(program: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_starts(program: Any) -> None:
     """Every start trains; greedy training gives a better machine than a few epochs from small weights."""
     rbm = {"num_epochs": 15, "batch_size": 30, "learning_rate": 0.2}
-    small = ["--hidden", 12, 8, "--num-epochs", 2, "--rbm-options", json.dumps(rbm)]
+    small = ["--hidden", 12, 8, "--num-epochs", 2]
     bounds = {}
-    for start in ("random", "pretrained"):
-        report = run(program, *small, "--start", start)
+    for start, own in {"random": [], "pretrained": ["--rbm-options", json.dumps(rbm)]}.items():
+        report = run(program, *small, "--start", start, *own)
         assert report["training"]["start"] == start
         bounds[start] = report["evaluation"]["log_likelihood"]["value"]
         assert report["sizes"] == [64, 12, 8]
     histories = report["training"]["greedy"]["histories"]
     assert [len(history) for history in histories] == [15, 15]
     assert bounds["random"] + 0.5 < bounds["pretrained"] < -20.0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--start", "random", "--upper-scale", 0.1),
+        ("--start", "random", "--rbm-options", '{"num_epochs": 1}'),
+        ("--start", "pretrained", "--rbm", "x.safetensors"),
+        ("--method", "hinton-salakhutdinov-2012"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    program: Any, flags: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(program, *flags)
+    assert "has no effect with --start" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_options_that_are_given(program: Any, tmp_path: Path) -> None:
+    own = ["--hidden", 5, 4, "--start", "random", "--checkpoint", tmp_path / "run.safetensors"]
+    run(program, *own, "--num-epochs", 1)
+    report = run(program, *own, "--num-epochs", 2, "--resume", "--learning-rate", 0.025)
+    joint = report["training"]["joint"]
+    assert joint["options"]["learning_rate"] == 0.025 and len(joint["history"]) == 2
+    own[2] = 3
+    with pytest.raises(SystemExit, match="num_hidden"):
+        run(program, *own, "--num-epochs", 3, "--resume")
+
+
+def test_validation_images_are_held_out(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not trained on, and the test set is not looked at."""
+    seen: dict[str, Any] = {}
+
+    def evaluate(machine: Any, test: Any, train: Any, options: Any) -> dict[str, Any]:
+        seen.update(test, train=train)
+        return {}
+
+    monkeypatch.setattr(program, "evaluate", evaluate)
+    run(program, "--hidden", 3, 2, "--start", "random", "--num-epochs", 1, "--validation", 100)
+    whole = datasets.load("digits").train()
+    assert torch.equal(seen["train"], whole[:-100])
+    assert torch.equal(seen["grey levels"], whole[-100:])
+    assert seen["binarised"].shape == (100, 64)
 
 
 def test_missing_files(program: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ebm import nn
+from pyro_ebm import datasets, nn
 from pyro_ebm.distributions import DBM
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -55,6 +55,34 @@ def class_law(dbm: DBM, images: Tensor) -> Tensor:
             values.append(value)
         total[n, k] = torch.stack(values).logsumexp(0)
     return total.log_softmax(-1)
+
+
+def test_validation_images_are_held_out(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    class Trained:
+        averaged = nn.DBM(74, [3, 2], centered=True, seed=0)
+
+    def train_dbm(rows: Tensor, options: Any) -> tuple[Any, dict[str, Any]]:
+        seen["train"] = rows
+        return Trained, {}
+
+    def evaluate(machine: DBM, images: Tensor, labels: Tensor, options: Any) -> dict[str, Any]:
+        seen.update(images=images, labels=labels)
+        return {}
+
+    monkeypatch.setattr(program, "train_dbm", train_dbm)
+    monkeypatch.setattr(program, "evaluate", evaluate)
+    program.main(["--data", "digits", "--validation", "100", "--no-pictures"])
+    data = datasets.load("digits")
+    assert torch.equal(seen["train"][:, :64], data.train()[:-100])
+    assert torch.equal(seen["labels"], data.labels("train")[-100:]) and len(seen["images"]) == 100
+
+
+@pytest.mark.parametrize("flag", ["--ais-temperatures", "--tight", "--frames"])
+def test_options_of_likelihoods_are_unknown(program: Any, flag: str) -> None:
+    with pytest.raises(SystemExit):
+        program.main([flag, "5"])
 
 
 def test_class_bounds(program: Any) -> None:
