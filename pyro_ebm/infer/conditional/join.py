@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ebm.infer.log_partition import LogPartitionBracket, LogPartitionEstimate
+from pyro_ebm.infer.log_partition.bracket import sides_of
 
 __all__ = ["as_estimates", "join_brackets", "join_estimates"]
 
@@ -71,14 +72,7 @@ def as_estimates(log_partition: Any, size: int, name: str = "U") -> list[LogPart
     :param str name: what the size is called in a message.
     :raises ValueError: if the shape is another one or a number is NaN.
     """
-    if isinstance(log_partition, LogPartitionBracket):
-        estimates = [log_partition.forward, log_partition.reverse]
-    elif isinstance(log_partition, LogPartitionEstimate):
-        estimates = [log_partition]
-    else:
-        value = torch.as_tensor(log_partition, dtype=torch.float64).detach()
-        settings: dict[str, Any] = {"method": "given"}
-        estimates = [LogPartitionEstimate.from_error(value, 0.0, settings, ess=None, warn=False)]
+    estimates = sides_of(log_partition)
     for estimate in estimates:
         if estimate.value.shape != (size,):
             raise ValueError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate, LogPartitionWarning
 from pyro_ebm.infer.log_partition.serialization import read_json, to_json, write_json
 
-__all__ = ["LogPartitionBracket"]
+__all__ = ["LogPartitionBracket", "sides_of"]
 
 
 @dataclass(frozen=True)
@@ -122,3 +122,17 @@ class LogPartitionBracket:
                 f"gap {self.gap.item():.3f}"
             )
         return "\n".join(lines)
+
+
+def sides_of(log_partition: Any) -> list[LogPartitionEstimate]:
+    """Log Z as estimates: one, or of a bracket that from below and that from above.
+
+    :param log_partition: an estimate, a bracket, or numbers, which are estimates without an error.
+    """
+    if isinstance(log_partition, LogPartitionBracket):
+        return [log_partition.forward, log_partition.reverse]
+    if isinstance(log_partition, LogPartitionEstimate):
+        return [log_partition]
+    value = torch.as_tensor(log_partition, dtype=torch.float64).detach()
+    settings: dict[str, Any] = {"method": "given"}
+    return [LogPartitionEstimate.from_error(value, 0.0, settings, ess=None, warn=False)]

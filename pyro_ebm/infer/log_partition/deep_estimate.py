@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ebm.infer.log_partition.bracket import LogPartitionBracket
+from pyro_ebm.infer.log_partition.bracket import sides_of
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate
 from pyro_ebm.infer.log_partition.serialization import to_json
 
@@ -159,14 +159,7 @@ def as_sides(log_partition: Any) -> list[LogPartitionEstimate]:
     :param log_partition: an estimate, a bracket or a number.
     :raises ValueError: if it is no scalar, or not finite.
     """
-    if isinstance(log_partition, LogPartitionBracket):
-        estimates = [log_partition.forward, log_partition.reverse]
-    elif isinstance(log_partition, LogPartitionEstimate):
-        estimates = [log_partition]
-    else:
-        value = torch.as_tensor(log_partition, dtype=torch.float64).detach()
-        settings: dict[str, Any] = {"method": "given"}
-        estimates = [LogPartitionEstimate.from_error(value, 0.0, settings, ess=None, warn=False)]
+    estimates = sides_of(log_partition)
     for estimate in estimates:
         if estimate.value.dim():
             raise ValueError(

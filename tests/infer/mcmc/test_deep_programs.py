@@ -35,9 +35,9 @@ SEEN = double(1.3, -0.2, 0.4)
 NUM_CHAINS = 4000
 
 
-def deep(*families: str, num_units: int = 3, seed: int = 5) -> DBM:
+def deep(*families: str, num_units: int = 3, seed: int = 5, scale: float = 1.5) -> DBM:
     torch.manual_seed(seed)
-    return random_dbm(families, num_units, offsets=True, scale=1.5)
+    return random_dbm(families, num_units, offsets=True, scale=scale)
 
 
 PRIOR = deep("bernoulli", "ising", "categorical")
@@ -200,7 +200,9 @@ class TestCompound:
 
     def test_a_prior_that_depends_on_a_discrete_site(self) -> None:
         """Both layers of the state weigh in the update of what the machine depends on."""
-        dbms = [deep("bernoulli", "ising", "bernoulli", num_units=2, seed=s) for s in (0, 1)]
+        # Strong couplings: a layer that is not the one of the state shows.
+        families = ("bernoulli", "ising", "bernoulli")
+        dbms = [deep(*families, num_units=2, seed=s, scale=4.0) for s in (0, 1)]
         machines = [dbm.normalize(exact_log_partition(dbm.bipartite())) for dbm in dbms]
         seen = SEEN[:2]
 
