@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 
+from pyro_ebm.distributions.block_weight import block_weight
 from pyro_ebm.distributions.deep_checks import check_layers, check_numbers
 from pyro_ebm.distributions.energy_based import EnergyBased
 from pyro_ebm.distributions.layer_clamp import clamp_layers
@@ -207,20 +208,23 @@ class DBM(EnergyBased):
 
     # --- the two sides ------------------------------------------------------------------------
 
-    def bipartite(self) -> RBM:
+    def bipartite(self, *, out: Tensor | None = None) -> RBM:
         r"""The same machine as an RBM: its visible layer the even layers one after the other, its hidden
         layer the odd ones.
 
         ``bipartite().log_prob(x)`` is :meth:`even_log_prob`, and log Z of both is the same; an attached
         one is kept. The weight is dense: with two hidden layers there is no block of zeros in it, with
         three one block in four is, with four one in three.
+
+        :param Tensor out: what receives the weight, without a gradient; zeros where no two layers are
+            neighbours. For loops that make the machine anew at every step.
         """
         even, odd = self.units[0::2], self.units[1::2]
         has_offsets = self._offsets is not None
         new = RBM(
             join_units(even),
             join_units(odd),
-            self._block_weight(),
+            block_weight(self.weights, out),
             visible_offset=_joined(self.offsets[0::2]) if has_offsets else None,
             hidden_offset=_joined(self.offsets[1::2]) if has_offsets else None,
             num_gibbs_steps=self.num_gibbs_steps,
@@ -231,27 +235,6 @@ class DBM(EnergyBased):
         new._batch_shape = self.batch_shape
         new._log_partition = self._log_partition
         return new
-
-    def _block_weight(self) -> Tensor:
-        sizes, weights = self.sizes, self.weights
-        if len(weights) == 1:  # no copy: every mean field of two hidden layers comes here
-            return weights[0]
-        batch = broadcast_shapes([weight.shape[:-2] for weight in weights])
-
-        def block(row: int, column: int) -> Tensor:
-            if column == row + 1:
-                return weights[row].expand(*batch, sizes[row], sizes[column])
-            if column == row - 1:
-                # Turned by itself: torch.cat takes twice as long for it.
-                turned = weights[column].mT.contiguous()
-                return turned.expand(*batch, sizes[row], sizes[column])
-            return weights[0].new_zeros(()).expand(*batch, sizes[row], sizes[column])
-
-        odd = range(1, len(sizes), 2)
-        rows = [
-            torch.cat([block(row, column) for column in odd], -1) for row in range(0, len(sizes), 2)
-        ]
-        return torch.cat(rows, -2)
 
     def join_even(self, states: Sequence[Tensor]) -> Tensor:
         """States of the even layers, visible ones first, one after the other."""

@@ -64,9 +64,11 @@ def solve_mean_field(
     batch = v.shape[:-1]
     if dbm.depth == 1:
         return _exact(dbm, rows, batch)
-    machine = _free_of_checks(dbm).posterior(rows).bipartite()
-    solver = MeanFieldSolver(machine)
-    means = _first_means(dbm, rows, start)
+    posterior = _free_of_checks(dbm).posterior(rows)
+    solver = MeanFieldSolver(posterior.bipartite())
+    # What the rows exert is in the lowest layer's parameters already.
+    field = posterior.units[0].natural_bias - dbm.units[1].natural_bias
+    means = _first_means(dbm, field, start)
     with torch.no_grad():
         # The posterior's visible side is that of the odd layers of the machine.
         theta = solver.start(torch.cat(means[1::2], -1))
@@ -161,28 +163,32 @@ def _exact(dbm: "DBM", rows: Tensor, batch: torch.Size) -> MeanField:
 
 
 @torch.no_grad()
-def _first_means(dbm: "DBM", rows: Tensor, start: Sequence[Tensor] | None) -> list[Tensor]:
-    """Means of the hidden layers to start from."""
+def _first_means(dbm: "DBM", field: Tensor, start: Sequence[Tensor] | None) -> list[Tensor]:
+    """Means of the hidden layers to start from.
+
+    :param Tensor field: that of the visible layer on the lowest hidden one, shape ``(rows, H_1)``.
+    """
     if start is not None:
         if len(start) != dbm.depth:
             raise ValueError(f"start must be means of {dbm.depth} layers, got {len(start)}")
-        means = []
+        given = []
         for number, (mean, size) in enumerate(zip(start, dbm.sizes[1:], strict=True)):
-            if mean.shape[-1:] != (size,) or mean.shape[:-1].numel() != len(rows):
+            if mean.shape[-1:] != (size,) or mean.shape[:-1].numel() != len(field):
                 raise ValueError(
-                    f"start[{number}] must have shape (..., {size}) for {len(rows)} rows, got "
+                    f"start[{number}] must have shape (..., {size}) for {len(field)} rows, got "
                     f"{tuple(mean.shape)}"
                 )
             if dbm._validate_args:
                 _check_finite(f"start[{number}]", mean)
-            means.append(mean.to(rows).reshape(len(rows), size))
-        return means
-    means, below = [], rows
+            given.append(mean.to(field).reshape(len(field), size))
+        return given
+    means: list[Tensor] = []
     for layer in range(1, dbm.depth + 1):
-        if dbm._offsets is not None:
-            below = below - dbm._offsets[layer - 1]
-        field = below @ dbm.weights[layer - 1]
+        if means:
+            below = means[-1]
+            if dbm._offsets is not None:
+                below = below - dbm._offsets[layer - 1]
+            field = below @ dbm.weights[layer - 1]
         # What comes from below stands for what is to come from above too.
-        below = dbm.units[layer].mean(field if layer == dbm.depth else 2.0 * field)
-        means.append(below)
+        means.append(dbm.units[layer].mean(field if layer == dbm.depth else 2.0 * field))
     return means

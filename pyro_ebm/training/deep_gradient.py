@@ -59,6 +59,9 @@ class DeepGradient:
             self._make_sparsity(number) for number in range(1, module.depth + 1)
         ]
         self._costs = [0.0] * module.depth
+        # Of the machine between the even and the odd layers, written at every update.
+        sides = [sum(module.sizes[side::2]) for side in (0, 1)]
+        self._weight = module.weights[0].new_zeros(sides)
         #: Means of the hidden layers of the rows of the last batch.
         self.hidden_means: tuple[Tensor, ...] | None = None
         #: Updates of the mean field of the rows of the last batch, shape ``(rows,)``.
@@ -105,7 +108,7 @@ class DeepGradient:
         )
         self.mean_field_updates = found.num_updates
         self.hidden_means = tuple(mean.mean(0) for mean in found.means)
-        machine = dist.bipartite()
+        machine = dist.bipartite(out=self._weight)
         sweep = GibbsSweep(machine, self.generator)
         even, theta = self._negative_states(dist, machine, sweep, batch, found)
         odd = machine.hidden.natural_mean(theta)

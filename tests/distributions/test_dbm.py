@@ -386,3 +386,13 @@ BAD_CALLS = [
 def test_wrong_calls_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(DBM(BITS, WEIGHTS))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+def test_the_weight_of_both_sides_can_be_written_into_a_tensor(depth):
+    dbm = random_dbm(("bernoulli",) * (depth + 1), [2, 3, 4, 5, 6, 7][: depth + 1], offsets=True)
+    machine = dbm.bipartite()
+    out = torch.zeros_like(machine.weight)
+    for _ in range(2):
+        again = dbm.bipartite(out=out)
+        assert again.weight is out and torch.equal(out, machine.weight)
