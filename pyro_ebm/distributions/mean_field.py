@@ -14,7 +14,7 @@ __all__ = ["MeanFieldSolution", "MeanFieldSolver"]
 
 #: Updates between two looks at which rows are done, each of which waits for the device.
 _CHECK_EVERY = 5
-#: Updates before the acceleration, which costs half as much again: most rows need no more than these.
+#: Updates before the acceleration, which makes one a third dearer: most rows need no more than these.
 _PLAIN_UPDATES = 10
 #: Largest step of the acceleration, in units of the plain one.
 _MAX_EXTRAPOLATION = 20.0

@@ -63,10 +63,7 @@ def estimate_log_partition(
     summed out, or the other way round (``side``); the settings tell which are ``"summed_out"``. A sweep costs
     the same either way. Even layers are the default, because the visible layer, whose biases are the
     strong ones, then keeps them (or data means) in the base, where a layer that is summed out starts
-    without a field. On two machines trained on 8 x 8 digits (64-20-12 and 64-16-14-10 bits, 100
-    temperatures) log-weights had standard deviations of 0.46 and 0.36 with even layers from data means,
-    0.51 and 0.41 from their own biases, 0.95 and 1.01 from a uniform base; with odd layers 0.58 and 0.45
-    from their biases, 0.49 and 0.35 from a uniform base, which is then the one to choose.
+    without a field. For odd layers take a uniform base; which side is better depends on the machine.
 
     **Long runs.** ``chunk_size`` chains are annealed at a time, in memory that does not depend on
     ``num_chains``; results depend on the size of the chunks, since one generator draws for all of them
