@@ -89,7 +89,7 @@ docs: $(INSTALLED) ## build the documentation into docs/build/html; warnings are
 	$(PY) -m sphinx -W --keep-going -q -b html docs/source docs/build/html
 
 doctest: $(INSTALLED) ## run the examples of the documentation and of the docstrings
-	OMP_NUM_THREADS=1 $(PY) -m sphinx -W --keep-going -q -b doctest docs/source docs/build/doctest
+	PYRO_EBM_TUTORIALS=off OMP_NUM_THREADS=1 $(PY) -m sphinx -W --keep-going -q -b doctest docs/source docs/build/doctest
 	OMP_NUM_THREADS=1 $(PY) -m pytest --doctest-modules pyro_ebm
 
 bench: $(INSTALLED_BENCH) ## run the benchmarks, against other packages too

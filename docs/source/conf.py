@@ -3,6 +3,7 @@
 """Configuration of Sphinx."""
 
 import os
+from pathlib import Path
 
 import pyro_ebm
 
@@ -12,6 +13,7 @@ copyright = author
 version = release = pyro_ebm.__version__
 
 extensions = [
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
     "sphinx.ext.intersphinx",
@@ -52,6 +54,20 @@ intersphinx_mapping = (
     if os.environ.get("PYRO_EBM_DOCS_INTERSPHINX")
     else {}
 )
+
+# Tutorials are executed, in seconds and on little data; PYRO_EBM_TUTORIALS=full make docs runs them as
+# their examples' defaults are, =off leaves them out (the doctest builder does). Their kernels import the examples.
+tutorials = os.environ.setdefault("PYRO_EBM_TUTORIALS", "smoke")
+if tutorials not in ("smoke", "full", "off"):
+    raise ValueError(f"PYRO_EBM_TUTORIALS must be 'smoke', 'full' or 'off', got {tutorials!r}")
+examples = str(Path(__file__).resolve().parents[2] / "examples")
+os.environ["PYTHONPATH"] = os.pathsep.join([examples, *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+nb_execution_mode = "off" if tutorials == "off" else "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = -1 if tutorials == "full" else 300
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath"]
 
 doctest_global_setup = """
 import pyro
