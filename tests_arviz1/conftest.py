@@ -36,3 +36,9 @@ def convergence() -> ModuleType:
 def reference_chains() -> ModuleType:
     """Chains and what ArviZ 0.x says of them."""
     return load(ROOT / "tests" / "diagnostics" / "reference_chains.py")
+
+
+@pytest.fixture(scope="session")
+def held_out() -> ModuleType:
+    """The file of ``arviz_compare``."""
+    return load(ROOT / "pyro_ebm" / "diagnostics" / "held_out.py")

@@ -63,6 +63,8 @@ if tutorials not in ("smoke", "full", "off"):
 examples = str(Path(__file__).resolve().parents[2] / "examples")
 os.environ["PYTHONPATH"] = os.pathsep.join([examples, *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Pyro's progress bars look for widgets that a built page has no use for.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 nb_execution_mode = "off" if tutorials == "off" else "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = -1 if tutorials == "full" else 300

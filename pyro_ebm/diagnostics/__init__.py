@@ -6,6 +6,8 @@
 from pyro_ebm.diagnostics.comparison import SamplerComparison, SamplerRun, Spread
 from pyro_ebm.diagnostics.convergence import Convergence, convergence_of
 from pyro_ebm.diagnostics.inference_data import to_inference_data
+from pyro_ebm.diagnostics.model_comparison import MachineComparison, compare_machines
+from pyro_ebm.diagnostics.program_groups import program_groups
 from pyro_ebm.diagnostics.quantities import (
     leading_direction,
     machine_functions,
@@ -18,15 +20,18 @@ from pyro_ebm.diagnostics.summary import ChainSummary, summarize_chains
 __all__ = [
     "ChainSummary",
     "Convergence",
+    "MachineComparison",
     "SamplerComparison",
     "SamplerRun",
     "Spread",
+    "compare_machines",
     "compare_samplers",
     "convergence_of",
     "leading_direction",
     "machine_functions",
     "magnetisation",
     "principal_component",
+    "program_groups",
     "summarize_chains",
     "to_inference_data",
 ]

@@ -18,11 +18,21 @@ __all__ = ["draws_of", "stats_of", "to_inference_data"]
 
 Array = npt.NDArray[Any]
 
+_DATA_GROUPS = ("observed_data", "constant_data")
+_FURTHER_GROUPS = (
+    "posterior_predictive",
+    "log_likelihood",
+    "prior",
+    "prior_predictive",
+    *_DATA_GROUPS,
+)
+
 
 def to_inference_data(
     posterior: Any,
     *,
     sample_stats: Mapping[str, Any] | None = None,
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
 ) -> Any:
@@ -32,9 +42,13 @@ def to_inference_data(
         ``run()``, or a mapping of site names to arrays or tensors of shape ``(chains, draws, *event)``.
     :param sample_stats: numbers of every draw, shape ``(chains, draws, ...)``, such as
         ``{"energy": ...}``; the kernel's own if None.
+    :param groups: further groups of ArviZ by name, such as ``{"log_likelihood": {"x": ...}}``, arrays of
+        shape ``(chains, draws, ...)``; those of ``"observed_data"`` and ``"constant_data"`` have no such
+        axes. :func:`program_groups` makes them from a Pyro model.
     :param dims: names of the event axes by site, such as ``{"v": ["pixel"]}``.
     :param coords: labels of the named axes.
-    :raises ValueError: if a value has no chain and draw axes or shapes contradict each other.
+    :raises ValueError: if a value has no chain and draw axes, shapes contradict each other, or ``groups``
+        has a name that ArviZ does not know or that the other arguments give.
     :raises TypeError: if ``posterior`` is none of the above.
 
     >>> import torch
@@ -42,24 +56,31 @@ def to_inference_data(
     >>> tuple(idata.posterior["v"].dims)
     ('chain', 'draw', 'pixel')
     """
-    import arviz as az
+    import arviz
 
-    draws = draws_of(posterior)
-    stats = stats_of(posterior) if sample_stats is None else dict(sample_stats)
-    groups: dict[str, Any] = {
-        "posterior": {name: _array(name, value) for name, value in draws.items()},
-        "sample_stats": {name: _array(name, value) for name, value in stats.items()},
-    }
-    _check_shapes({**groups["posterior"], **groups["sample_stats"]})
-    groups = {name: group for name, group in groups.items() if group}
+    az: Any = arviz
+    stats = stats_of(posterior) if sample_stats is None else sample_stats
+    further = groups or {}
+    unknown = sorted(set(further) - set(_FURTHER_GROUPS))
+    if unknown:
+        raise ValueError(f"groups may have {', '.join(_FURTHER_GROUPS)}, got {unknown}")
+    wanted = {"posterior": draws_of(posterior), "sample_stats": stats, **further}
+    arrays = {name: _group(name, group) for name, group in wanted.items() if group}
+    _check_shapes({**arrays["posterior"], **arrays.get("sample_stats", {})})
     options: dict[str, Any] = {}
     if dims is not None:
         options["dims"] = {name: list(axes) for name, axes in dims.items()}
     if coords is not None:
         options["coords"] = {name: list(labels) for name, labels in coords.items()}
     if int(az.__version__.split(".")[0]) >= 1:
-        return az.from_dict(groups, **options)
-    return az.from_dict(**groups, **options)
+        return az.from_dict(arrays, **options)
+    return az.from_dict(**arrays, **options)
+
+
+def _group(name: str, values: Mapping[str, Any]) -> dict[str, Array]:
+    """The arrays of a group; those of data have no axes of chains and draws."""
+    convert = _without_bits if name in _DATA_GROUPS else _array
+    return {site: convert(site, value) for site, value in values.items()}
 
 
 def draws_of(posterior: Any) -> Mapping[str, Any]:
@@ -101,9 +122,14 @@ def _numpy(value: Any) -> Array:
 
 
 def _array(name: str, value: Any) -> Array:
-    array = _numpy(value)
+    array = _without_bits(name, value)
     if array.ndim < 2:
         raise ValueError(f"{name!r} must have shape (chains, draws, ...), got {array.shape}")
+    return array
+
+
+def _without_bits(name: str, value: Any) -> Array:
+    array = _numpy(value)
     # ArviZ 1.x cannot subtract booleans.
     return array.astype(np.float32) if array.dtype == np.bool_ else array
 
