@@ -3,6 +3,7 @@
 
 """Have the chains mixed, and which sampler mixes best? With ArviZ, of both major versions."""
 
+from pyro_ebm.diagnostics.calibration import CalibrationResult, simulation_based_calibration
 from pyro_ebm.diagnostics.comparison import SamplerComparison, SamplerRun, Spread
 from pyro_ebm.diagnostics.convergence import Convergence, convergence_of
 from pyro_ebm.diagnostics.inference_data import to_inference_data
@@ -18,6 +19,7 @@ from pyro_ebm.diagnostics.samplers import compare_samplers
 from pyro_ebm.diagnostics.summary import ChainSummary, summarize_chains
 
 __all__ = [
+    "CalibrationResult",
     "ChainSummary",
     "Convergence",
     "MachineComparison",
@@ -32,6 +34,7 @@ __all__ = [
     "magnetisation",
     "principal_component",
     "program_groups",
+    "simulation_based_calibration",
     "summarize_chains",
     "to_inference_data",
 ]

@@ -7,6 +7,7 @@ from pyro_ebm.distributions import units
 from pyro_ebm.distributions.absent_units import absent_free_energy, absent_machine
 from pyro_ebm.distributions.clamped_sweep import ClampedSweep
 from pyro_ebm.distributions.collapsed_sweep import CollapsedSweep
+from pyro_ebm.distributions.concrete import ConcreteBernoulli, relaxed
 from pyro_ebm.distributions.dbm import DBM
 from pyro_ebm.distributions.energy_based import EnergyBased, UnnormalizedGradientError
 from pyro_ebm.distributions.gibbs_sweep import GibbsSweep
@@ -23,6 +24,7 @@ __all__ = [
     "CanonicalForm",
     "ClampedSweep",
     "CollapsedSweep",
+    "ConcreteBernoulli",
     "EnergyBased",
     "GaussianBernoulliRBM",
     "GibbsSweep",
@@ -35,5 +37,6 @@ __all__ = [
     "absent_free_energy",
     "absent_machine",
     "reduced_machine",
+    "relaxed",
     "units",
 ]

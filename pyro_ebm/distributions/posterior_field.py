@@ -3,6 +3,7 @@
 
 """The mean field of a deep machine's hidden layers given its visible one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ def solve_mean_field(
     check_options(max_updates, tolerance)
     _check(dbm, v, damping)
     # Not -1: there may be no rows at all.
-    rows = v.to(dbm.weights[0]).reshape(v.shape[:-1].numel(), v.shape[-1])
+    rows = v.to(dbm.weights[0]).reshape(math.prod(v.shape[:-1]), v.shape[-1])
     batch = v.shape[:-1]
     if dbm.depth == 1:
         return _exact(dbm, rows, batch)

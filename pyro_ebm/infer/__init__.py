@@ -3,6 +3,7 @@
 
 """What is done with a Boltzmann machine: sampling, log Z, objectives."""
 
+from pyro_ebm.infer.bayesian import ApproximateAuxiliaryWarning, Exchange, PseudoMarginal
 from pyro_ebm.infer.belief_network import belief_network_log_likelihood
 from pyro_ebm.infer.conditional import (
     BayesClassifier,
@@ -74,10 +75,27 @@ from pyro_ebm.infer.missing import (
     observed_log_likelihood,
     predict_absent,
 )
+from pyro_ebm.infer.programs import (
+    FactorReparam,
+    FactorReparamWarning,
+    ProgramSite,
+    check_log_partitions,
+    clamped,
+    machine_sites,
+)
+from pyro_ebm.infer.variational import (
+    AutoMeanFieldBoltzmann,
+    LeaveOneOutELBO,
+    ModelLogLikelihood,
+    importance_log_likelihood,
+    mean_field_posterior,
+)
 
 __all__ = [
     "AIS",
     "MALA",
+    "ApproximateAuxiliaryWarning",
+    "AutoMeanFieldBoltzmann",
     "BayesClassifier",
     "BlockGibbs",
     "ClassificationBounds",
@@ -87,11 +105,15 @@ __all__ = [
     "DeepLogLikelihood",
     "DiscreteGibbs",
     "DiscreteLangevin",
+    "Exchange",
+    "FactorReparam",
+    "FactorReparamWarning",
     "Gibbs",
     "GibbsLangevin",
     "GibbsWithGradients",
     "Imputation",
     "LadderTuning",
+    "LeaveOneOutELBO",
     "LogLikelihoodEstimate",
     "LogPartitionBracket",
     "LogPartitionComparison",
@@ -101,8 +123,11 @@ __all__ = [
     "MachineMoments",
     "MachinesByClass",
     "MetropolisBlockGibbs",
+    "ModelLogLikelihood",
     "ObservedLogLikelihood",
     "ParallelTempering",
+    "ProgramSite",
+    "PseudoMarginal",
     "ThermodynamicIntegral",
     "VectorizedMCMC",
     "absent_log_likelihood",
@@ -111,6 +136,8 @@ __all__ = [
     "bennett_acceptance_ratio",
     "bidirectional_log_partition",
     "bracket_log_partition",
+    "check_log_partitions",
+    "clamped",
     "combine_estimates",
     "compare_log_partition",
     "completions",
@@ -123,10 +150,13 @@ __all__ = [
     "exact_log_partition",
     "exact_moments",
     "free_energy_model",
+    "importance_log_likelihood",
     "impute",
     "load_json",
     "log_likelihood",
+    "machine_sites",
     "mbar",
+    "mean_field_posterior",
     "observed_log_likelihood",
     "predict_absent",
     "pseudo_log_likelihood",

@@ -10,6 +10,7 @@ so that they work without a display and leak nothing; :func:`save` writes it to 
 
 from pyro_ebm.plotting.activations import hidden_activations
 from pyro_ebm.plotting.animation import ChainAnimation, chain_animation, save_animation
+from pyro_ebm.plotting.calibration import calibration_ranks
 from pyro_ebm.plotting.chains import energy_trace, rank_histograms, sampler_comparison
 from pyro_ebm.plotting.classification import confusion_matrix
 from pyro_ebm.plotting.conditional import class_parameters, class_samples
@@ -26,6 +27,7 @@ from pyro_ebm.plotting.training import history
 
 __all__ = [
     "ChainAnimation",
+    "calibration_ranks",
     "chain_animation",
     "class_parameters",
     "class_samples",

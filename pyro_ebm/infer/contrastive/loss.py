@@ -7,7 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, Trace_ELBO
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+)
 from pyro.infer.trace_mean_field_elbo import JitTraceMeanField_ELBO
 from torch import Tensor
 
@@ -222,7 +229,8 @@ class ContrastiveDivergence(ELBO):
 
     def _normalizing(self, model: Callable[..., Any]) -> Callable[..., Any]:
         def normalized(*args: Any, **kwargs: Any) -> Any:
-            with NormalizeMessenger(self._log_partition_of, self.persistent):
+            draws = isinstance(self.elbo, ReweightedWakeSleep)
+            with NormalizeMessenger(self._log_partition_of, self.persistent, draws=draws):
                 return model(*args, **kwargs)
 
         return normalized

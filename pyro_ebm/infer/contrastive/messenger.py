@@ -7,16 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyro.distributions.torch_distribution import (
-    ExpandedDistribution,
-    MaskedDistribution,
-    TorchDistributionMixin,
-)
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
-from torch.distributions import Independent
 
 from pyro_ebm.distributions import DBM, RBM, EnergyBased
+from pyro_ebm.distributions.rbm import MAX_ENUMERATED_STATES
+from pyro_ebm.distributions.wrapped import replace_machine
+from pyro_ebm.infer.contrastive.normalizer import normalizer_of
 from pyro_ebm.infer.contrastive.rows import (
     SiteRows,
     check_key,
@@ -65,56 +62,64 @@ class NormalizeMessenger(Messenger):
     :param log_partition: gives log Z of the rows of a site from the site and its value, in a shape
         that broadcasts with the site's batch shape; called once a run.
     :param bool persistent: whether chains go on from step to step.
+    :param bool draws: whether a site may be drawn from the model, as in the sleep phase of wake-sleep. An
+        ELBO that does it has met a latent site which neither its guide has nor enumeration sums out.
     """
 
     def __init__(
-        self, log_partition: Callable[[MachineSite, Tensor], Tensor], persistent: bool
+        self,
+        log_partition: Callable[[MachineSite, Tensor], Tensor],
+        persistent: bool,
+        *,
+        draws: bool = False,
     ) -> None:
         super().__init__()
         self._log_partition = log_partition
         self._persistent = persistent
+        self._draws = draws
 
     def _pyro_sample(self, msg: Any) -> None:
         mask = msg["mask"]
-        msg["fn"] = self._replace(msg["fn"], msg, mask if isinstance(mask, Tensor) else None)
-
-    def _replace(self, fn: Any, msg: Any, mask: Tensor | None) -> Any:
-        if isinstance(fn, EnergyBased):
-            return fn if fn.log_partition is not None else self._surrogate(fn, msg, mask)
-        if not isinstance(fn, TorchDistributionMixin):
-            return fn
-        if isinstance(fn, MaskedDistribution) and isinstance(fn._mask, Tensor):
-            mask = fn._mask if mask is None else fn._mask & mask
-        elif isinstance(fn, Independent) and mask is not None:
-            mask = mask.reshape(mask.shape + (1,) * fn.reinterpreted_batch_ndims)
-        base = getattr(fn, "base_dist", None)
-        new: Any = None if base is None else self._replace(base, msg, mask)
-        if new is base:
-            return fn
-        if isinstance(fn, MaskedDistribution):
-            return new.mask(fn._mask)
-        if isinstance(fn, Independent):
-            return new.to_event(fn.reinterpreted_batch_ndims)
-        if isinstance(fn, ExpandedDistribution):
-            return new.expand(fn.batch_shape)
-        raise TypeError(
-            f"site {msg['name']!r}: ContrastiveDivergence cannot look inside a {type(fn).__name__} "
-            "of an energy-based distribution"
+        msg["fn"] = replace_machine(
+            msg["fn"],
+            lambda fn, rows: self._normalized(fn, msg, rows),
+            mask if isinstance(mask, Tensor) else None,
+            site=msg["name"],
         )
 
+    def _normalized(self, fn: EnergyBased, msg: Any, mask: Tensor | None) -> Any:
+        return fn if fn.log_partition is not None else self._surrogate(fn, msg, mask)
+
     def _surrogate(self, fn: EnergyBased, msg: Any, mask: Tensor | None) -> SurrogateNormalized:
-        name, dist, key = msg["name"], fn.compact(), msg["infer"].get("chain_key")
-        deep = dist if isinstance(dist, DBM) else None
-        dist = as_rbm(dist)
+        name, key = msg["name"], msg["infer"].get("chain_key")
+        other = normalizer_of(msg["infer"])
+        whole, complete = (fn, _same) if other is None else (other.machine, other.complete)
+        deep = whole.compact() if isinstance(whole, DBM) else None
+        dist = as_rbm(whole.compact())
         if not isinstance(dist, RBM):
             raise TypeError(f"site {name!r}: no negative phase is known for {type(fn).__name__}")
         if key is not None:
             key = check_key(name, key)
         elif self._persistent:
             self._refuse_row_parameters(dist, msg)
-        enumerated = not msg["is_observed"] and msg["infer"].get("enumerate") is not None
-        site = MachineSite(name, dist, deep, fn.batch_shape, key, mask, enumerated)
-        return SurrogateNormalized(fn, lambda value: self._log_partition(site, value))
+
+        def is_enumerated() -> bool:
+            return not msg["is_observed"] and msg["infer"].get("enumerate") is not None
+
+        def log_partition(value: Tensor) -> Tensor:
+            # Asked anew: the enumeration of a guide comes to the site when it is replayed, which is after
+            # this messenger has seen it.
+            site = MachineSite(name, dist, deep, fn.batch_shape, key, mask, is_enumerated())
+            return self._log_partition(site, complete(value))
+
+        refusal = None
+        if not (is_enumerated() or self._draws):
+            refusal = (
+                f"latent site {name!r} is neither in the guide nor enumerated, so the ELBO would be that of "
+                "another model; give it a guide. Enumerated are machines of at most "
+                f"{MAX_ENUMERATED_STATES} visible states, in a model under config_enumerate"
+            )
+        return SurrogateNormalized(fn, log_partition, refusal)
 
     @staticmethod
     def _refuse_row_parameters(dist: RBM, msg: Any) -> None:
@@ -127,3 +132,7 @@ class NormalizeMessenger(Messenger):
                     f"{frame.name!r}; persistent chains cannot tell which row is which. Name the "
                     'rows by infer={"chain_key": key}, or use persistent=False'
                 )
+
+
+def _same(value: Tensor) -> Tensor:
+    return value

@@ -25,12 +25,19 @@ class SurrogateNormalized(TorchDistribution):
 
     :param EnergyBased base: the unnormalised distribution.
     :param log_partition: called once with a value; gives log Z of the parameters' batch shape.
+    :param str refusal: why the distribution is not to be drawn from; None if it may be.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, base: EnergyBased, log_partition: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        base: EnergyBased,
+        log_partition: Callable[[Tensor], Tensor],
+        refusal: str | None = None,
+    ) -> None:
         self.base = base
+        self._refusal = refusal
         self._compute = log_partition
         self._cache: list[Tensor] = []
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
@@ -53,6 +60,8 @@ class SurrogateNormalized(TorchDistribution):
         return self.base.enumerate_support(expand)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
+        if self._refusal is not None:
+            raise ValueError(self._refusal)
         return self.base.sample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.distributions.units import Unit
+from pyro_ebm.distributions.wrapped import wrapped_machine
 
 __all__ = [
     "EvenLayers",
@@ -143,12 +144,11 @@ class EvenLayersMessenger(Messenger):
             msg["fn"] = fn.bipartite()
             msg["infer"][_KEY] = fn
             return
-        while (fn := getattr(fn, "base_dist", None)) is not None:
-            if isinstance(fn, DBM):
-                raise ValueError(
-                    f"site {msg['name']!r}: a latent DBM can't be sampled within a "
-                    f"{type(msg['fn']).__name__} distribution; use plates and poutine.mask"
-                )
+        if isinstance(wrapped_machine(fn), DBM):
+            raise ValueError(
+                f"site {msg['name']!r}: a latent DBM can't be sampled within a "
+                f"{type(fn).__name__} distribution; use plates and poutine.mask"
+            )
 
     def _pyro_post_sample(self, msg: Any) -> None:
         dbm = deep_machine(msg)

@@ -12,11 +12,12 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Size, Tensor
 
-from pyro_ebm.distributions import RBM, EnergyBased
+from pyro_ebm.distributions import DBM, RBM, EnergyBased
 from pyro_ebm.distributions.units import Unit
+from pyro_ebm.distributions.wrapped import wrapped_machine
 from pyro_ebm.infer.mcmc.even_layers import EvenLayers, EvenLayersMessenger, deep_machine
 
-__all__ = ["SiteDensity", "initial_trace", "latent_sites"]
+__all__ = ["SiteDensity", "initial_trace", "latent_sites", "started"]
 
 #: Random values at which a property of the whole function is checked.
 _NUM_PROBES = 8
@@ -24,15 +25,20 @@ _NUM_PROBES = 8
 _SHAPE_ERRORS = (AssertionError, IndexError, NotImplementedError, RuntimeError, ValueError)
 
 
+def started(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A model in which latent machines start without their weights, which costs no chain."""
+    wrapped: Callable[..., Any] = InitMessenger(_start)(model)
+    return wrapped
+
+
 def initial_trace(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> poutine.Trace:
-    """One run of a model in which latent machines start without their weights, which costs no chain.
+    """One run of a model as :func:`started`, in which nothing is subsampled.
 
     :raises ValueError: if the model subsamples: its log-density would differ from run to run.
     """
-    started = InitMessenger(_start)(model)
-    trace = poutine.trace(started).get_trace(*args, **kwargs)
+    trace = poutine.trace(started(model)).get_trace(*args, **kwargs)
     for name, node in _nodes(trace).items():
         if _is_plate(node) and (node["fn"].subsample_size or node["fn"].size) < node["fn"].size:
             raise ValueError(f"plate {name!r} takes a random subsample, so that no chain is valid")
@@ -47,10 +53,15 @@ def _nodes(trace: poutine.Trace) -> dict[str, Any]:
 
 def _start(node: Any) -> Tensor:
     fn = node["fn"]
-    if isinstance(fn, RBM):
-        theta = fn.visible.natural_bias.detach()
-        return fn.visible.natural_sample(theta.expand(fn.batch_shape + fn.event_shape))
-    value: Tensor = fn.sample().detach()
+    machine = wrapped_machine(fn)
+    if isinstance(machine, RBM | DBM):
+        unit = machine.visible if isinstance(machine, RBM) else machine.units[0]
+        theta = unit.natural_bias.detach()
+        value = unit.natural_sample(theta.expand(fn.shape()))
+    else:
+        value = fn.sample().detach()
+    # As Pyro's own: reparametrisers may choose another start without a warning.
+    value._pyro_custom_init = False  # type: ignore[attr-defined]
     return value
 
 

@@ -1,0 +1,233 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A variational autoencoder with an RBM prior against its twin with independent bits.
+
+Both have as many latent bits and as many parameters (the twin's networks are wider by what the machine's
+weights are), see the same images, and are trained by the same estimators: pathwise gradients of relaxed bits
+at first, score-function gradients with leave-one-out control variates at the end. The gradient of the
+prior's log Z comes from persistent chains, its value for the test bound from estimates of both sides.
+
+    PYRO_EBM_DATA=/path/to/data python examples/vae_rbm_prior.py --output runs/vae-0
+    python examples/vae_rbm_prior.py --relaxed-epochs 0 --output runs/vae-score
+    python examples/vae_rbm_prior.py --split validation --learning-rate 0.004 --output runs/vae-rate
+    python examples/vae_rbm_prior.py --smoke
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import vae_pictures
+from torch import Tensor
+from vae_evaluation import bound_terms, likelihood_bound, log_partition, summary
+from vae_model import PRIORS, VAE, build, count_parameters
+from vae_training import Training
+
+from pyro_ebm import datasets, plotting
+
+#: Chains and temperatures of the log Z of learning curves.
+QUICK = (50, 1500)
+SMOKE = {
+    "data": "digits",
+    "validation": 237,
+    "latent": 20,
+    "hidden": 12,
+    "encoder": [40],
+    "decoder": [],
+    "epochs": 16,
+    "relaxed_epochs": 8,
+    "decay_from": 8,
+    "warmup": 5,
+    "batch_size": 40,
+    "learning_rate": 0.02,
+    "prior_learning_rate": 0.03,
+    "every": 4,
+    "chains": 50,
+    "importance": 50,
+    "draw_sweeps": 300,
+    "progress": False,
+}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; a list of arguments for a notebook."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", default="mnist", choices=datasets.available())
+    parser.add_argument("--validation", type=int, default=10_000, help="training images held out")
+    parser.add_argument("--split", default="test", choices=("test", "validation"), help="evaluated")
+    parser.add_argument(
+        "--rows", type=int, help="images evaluated, the first ones; all if not given"
+    )
+    parser.add_argument("--priors", nargs="+", default=list(PRIORS), choices=PRIORS)
+    _add_model(parser)
+    _add_training(parser)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--importance", type=int, default=500, help="particles of the test bound")
+    group.add_argument("--ais-chains", type=int, default=200)
+    group.add_argument("--ais-temperatures", type=int, default=5000)
+    group.add_argument("--draw-sweeps", type=int, default=5000, help="of chains of the pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="a folder for the report and pictures")
+    parser.add_argument("--load", type=Path, help="folder of an earlier run; nothing is trained")
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--smoke", action="store_true", help="seconds, on the digits")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        vars(options).update(SMOKE)
+    return options
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--latent", type=int, default=128, help="bits of z")
+    group.add_argument("--hidden", type=int, default=128, help="hidden units of the RBM prior")
+    group.add_argument("--encoder", type=int, nargs="*", default=[200], help="its hidden layers")
+    group.add_argument("--decoder", type=int, nargs="*", default=[200], help="its hidden layers")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--relaxed-epochs",
+        type=int,
+        default=20,
+        help="first ones, by pathwise gradients of relaxed bits",
+    )
+    group.add_argument("--temperature", type=float, default=0.5, help="of relaxed bits")
+    group.add_argument(
+        "--particles", type=int, default=2, help="draws of z of score-function gradients"
+    )
+    group.add_argument("--epochs", type=int, default=30)
+    group.add_argument("--batch-size", type=int, default=100)
+    group.add_argument("--learning-rate", type=float, default=2e-3)
+    group.add_argument("--prior-learning-rate", type=float, default=2e-3)
+    group.add_argument(
+        "--decay-from", type=int, default=15, help="epoch from which rates fall to 0"
+    )
+    group.add_argument(
+        "--warmup", type=int, default=8, help="epochs in which the KL's weight grows to 1"
+    )
+    group.add_argument("--chains", type=int, default=100, help="persistent chains of the prior")
+    group.add_argument("--sweeps", type=int, default=5, help="block Gibbs sweeps a step")
+    group.add_argument("--every", type=int, default=2, help="epochs from record to record")
+
+
+def fit(prior: Any, data: datasets.Dataset, options: argparse.Namespace) -> tuple[VAE, list[Any]]:
+    """A trained model, and its bound of 1000 validation images over epochs."""
+    images = data.train()
+    held_out = data.binarized("validation", seed=0)[:1000]
+    vae = build(prior, images, options)
+
+    def evaluate(model: VAE) -> dict[str, float]:
+        return summary(bound_terms(model, held_out, log_partition(model, held_out, *QUICK)))
+
+    return vae, Training(vae, images, options).run(evaluate)
+
+
+def load(prior: Any, data: datasets.Dataset, options: argparse.Namespace) -> tuple[VAE, list[Any]]:
+    """The model of an earlier run with the same options of the model, and its history."""
+    vae = build(prior, data.train(), options)
+    vae.load_state_dict(torch.load(options.load / f"{prior}.pt", weights_only=True))
+    return vae, json.loads((options.load / "report.json").read_text())[prior]["history"]
+
+
+def judge(vae: VAE, images: Tensor, options: argparse.Namespace) -> tuple[dict[str, Any], Tensor]:
+    """The evidence lower bound and its terms, and the tighter bound by importance weighting.
+
+    :returns: a report, and the tighter bound of every image.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(options.seed)
+    log_z = log_partition(
+        vae, images[:1000], options.ais_chains, options.ais_temperatures, options.seed
+    )
+    bound = likelihood_bound(vae, images, log_z, options.importance)
+    report: dict[str, Any] = summary(bound_terms(vae, images, log_z))
+    report["log_partition"] = log_z.item() if isinstance(log_z, Tensor) else log_z.to_dict()
+    report["bound"] = bound.to_dict()
+    report["seconds"] = time.perf_counter() - started
+    print(f"ELBO {report['elbo']:.2f} (KL {report['divergence']:.2f}); {bound}")
+    return report, bound.rows
+
+
+def compare(rows: Mapping[str, Tensor], reports: Mapping[str, Any]) -> dict[str, float]:
+    """What the machine gains, in nats per image: paired over images, log Z of the machine at its worst."""
+    gain = rows["rbm"] - rows["independent"]
+    error = gain.std().item() / len(gain) ** 0.5
+    own, other = (reports[name]["evaluation"] for name in ("rbm", "independent"))
+    least = own["bound"]["lower"] - other["bound"]["upper"]
+    print(
+        f"gain of the RBM prior: {gain.mean().item():.2f} +- {error:.2f} (images) nats per image, at least "
+        f"{least:.2f} for these images at the ends of both 95 % intervals"
+    )
+    return {
+        "gain": gain.mean().item(),
+        "gain_error": error,
+        "least_gain": least,
+        "elbo_gain": own["elbo"] - other["elbo"],
+    }
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Train and judge every prior, compare, and draw."""
+    data = datasets.load(options.data, validation=options.validation)
+    images = data.binarized(options.split, seed=0)[: options.rows]
+    models, histories, rows = {}, {}, {}
+    report: dict[str, Any] = {"command": " ".join(sys.argv), "settings": _settings(options)}
+    for prior in options.priors:
+        started = time.process_time()
+        obtain = load if options.load else fit
+        models[prior], histories[prior] = obtain(prior, data, options)
+        costs = {"cpu_seconds": time.process_time() - started}
+        print(
+            f"{prior}: {count_parameters(models[prior])} parameters, {costs['cpu_seconds']:.0f} s"
+        )
+        evaluation, rows[prior] = judge(models[prior], images, options)
+        report[prior] = {
+            "parameters": count_parameters(models[prior]),
+            **costs,
+            "history": histories[prior],
+            "evaluation": evaluation,
+        }
+    if set(rows) == set(PRIORS):
+        report["comparison"] = compare(rows, report)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        for prior, vae in models.items():
+            torch.save(vae.state_dict(), options.output / f"{prior}.pt")
+        for name, figure in draw(models, histories, data, options).items():
+            plotting.save(figure, options.output / f"{name}.png")
+    return report
+
+
+def draw(
+    models: Mapping[str, VAE],
+    histories: Mapping[str, list[Any]],
+    data: datasets.Dataset,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """All pictures by name."""
+    shape, sweeps = data.image_shape, options.draw_sweeps
+    train, images = (data.binarized(split, seed=0) for split in ("train", options.split))
+    return {
+        "learning": vae_pictures.picture_of_learning(histories),
+        "samples": vae_pictures.picture_of_samples(models, shape, sweeps),
+        "reconstructions": vae_pictures.picture_of_reconstructions(models, images[:25], shape),
+        "dependence": vae_pictures.picture_of_dependence(models, train[:10_000], sweeps),
+    }
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What a report says of the options."""
+    return {name: value for name, value in vars(options).items() if name not in ("output", "load")}
+
+
+if __name__ == "__main__":
+    run(parse())

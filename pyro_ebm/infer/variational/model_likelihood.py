@@ -1,0 +1,300 @@
+# Copyright Contributors to the pyro_ebm project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Log-likelihoods of a whole model, put together from importance weights and log Z."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ebm.infer.log_partition import LogPartitionEstimate
+from pyro_ebm.infer.log_partition.serialization import to_json
+from pyro_ebm.infer.variational.weight_stream import RowWeights
+from pyro_ebm.ops.numerics import student_quantile
+from pyro_ebm.ops.pareto import pareto_k_error
+
+__all__ = ["ModelLogLikelihood", "SiteLogPartition"]
+
+#: What is said of rows is flagged where it holds for more than this share of them.
+_SHARE = 0.05
+_HEAVY_TAIL, _FEW_PARTICLES, _LARGE_BIAS = 0.7, 10.0, 0.5
+#: Weights whose relative standard deviation is smaller have no tail that could matter.
+_SMALL_SPREAD = 0.5
+
+
+@dataclass(frozen=True)
+class SiteLogPartition:
+    """Log Z of a site's machines, and how often it counts in the likelihood of all rows.
+
+    :param str name: the site.
+    :param sides: estimates of batch shape ``(machines,)``: one, or that from below and that from above.
+    :param Tensor counts: by how much the sum over rows falls for a nat of every log Z, shape ``(machines,)``.
+    """
+
+    name: str
+    sides: tuple[LogPartitionEstimate, ...]
+    counts: Tensor
+
+    def shift(self, side: int) -> Tensor:
+        """What the sum over rows gains by one side's log Z in the place of the midpoint."""
+        middle = torch.stack([s.value for s in self.sides]).mean(0)
+        return (self.counts * (middle - self.sides[side].value)).sum()
+
+    def spread(self, side: int, name: str) -> Tensor:
+        """Root of the sum of squares of an error over machines, of the sum over rows.
+
+        Machines with the same numbers are one that was estimated once: its error counts as often as they are.
+
+        :param str name: ``"std_error"``, or the end of the interval that the error leads to.
+        """
+        own = self.sides[side]
+        keys = torch.stack([own.value, own.std_error, own.lower, own.upper], -1)
+        unique, index = torch.unique(keys, dim=0, return_inverse=True)
+        counts = torch.zeros_like(unique[:, 0]).index_add(0, index, self.counts)
+        value, std_error, lower, upper = unique.unbind(-1)
+        ends = {"std_error": std_error, "lower": value - lower, "upper": upper - value}
+        # A machine that does not count does not, even if its error is infinite.
+        return torch.where(counts != 0.0, counts * ends[name], 0.0).square().sum().sqrt()
+
+
+@dataclass(frozen=True)
+class ModelLogLikelihood:
+    r"""The mean log-likelihood of rows under a model with machines in it, and its three kinds of doubt.
+
+    *Which rows.* ``std_error`` says how far the mean over other rows of the same source would be from
+    this one. *Latent variables.* Importance weights give :math:`\log \frac1K \sum_k w_k`, in expectation a
+    **lower** bound [1] that rises to the truth with K; ``density_error`` is its standard error in the mean,
+    and ``bias`` how much too low it is, as far as halving K shows it. *Log Z.* ``log_partition_error``; an
+    error of log Z moves all rows in the same way, by as much as the machine occurs in them. The interval
+    from ``lower`` to ``upper`` is that of the mean **of these rows**, from the last two (and the bias,
+    above); with brackets its ends come from the two sides of log Z.
+
+    ``pessimistic`` takes log Z from above: it is a lower bound in expectation, and the number to publish.
+
+    **References**
+
+    [1] *Importance Weighted Autoencoders*, Yuri Burda, Roger Grosse, Ruslan Salakhutdinov (2016)
+
+    :param Tensor value: mean log-likelihood, a scalar, float64; at the midpoints of brackets.
+    :param Tensor std_error: its standard error for the choice of rows.
+    :param Tensor density_error: its standard error from the importance weights.
+    :param Tensor log_partition_error: its standard error from log Z.
+    :param Tensor lower: lower end of the 95 % interval.
+    :param Tensor upper: upper end.
+    :param Tensor optimistic: the mean with log Z from below, where both sides are given.
+    :param Tensor pessimistic: the mean with log Z from above, where both sides are given.
+    :param Tensor bias: mean of the rows' biases.
+    :param RowWeights weights: what the weights of every row come to.
+    :param sites: log Z by site.
+    :param bool exact: whether there is no latent variable and no bound by mean field in the rows.
+    :param dict settings: how rows were estimated, and under ``"log_partition"`` how log Z was, by site.
+    :param flags: what is suspicious, short texts; empty if nothing is.
+    :param str side: "below" where the value bounds the likelihood from below in expectation, "above" where
+        from above, None where it is exact or the errors of its parts go against each other.
+    """
+
+    value: Tensor
+    std_error: Tensor
+    density_error: Tensor
+    log_partition_error: Tensor
+    lower: Tensor
+    upper: Tensor
+    optimistic: Tensor
+    pessimistic: Tensor
+    bias: Tensor
+    weights: RowWeights = field(repr=False)
+    sites: tuple[SiteLogPartition, ...] = field(repr=False)
+    exact: bool
+    settings: dict[str, Any]
+    flags: tuple[str, ...] = ()
+    side: str | None = None
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: RowWeights,
+        sites: Sequence[SiteLogPartition],
+        settings: dict[str, Any],
+        *,
+        exact: bool,
+    ) -> "ModelLogLikelihood":
+        """Put rows and log Z together.
+
+        :param RowWeights weights: the rows, with log Z at its midpoints.
+        :param sites: log Z by site.
+        :param dict settings: how the rows were obtained.
+        :param bool exact: see the class.
+        """
+        rows, number = weights.value, len(weights.value)
+        zero = rows.new_zeros(())
+        mean, bias = rows.mean(), weights.bias.mean()
+        density_error = weights.std_error.square().sum().sqrt() / number
+        margin = student_quantile(math.inf) * density_error
+
+        def together(name: str, side: int) -> Tensor:
+            squares = (site.spread(side, name).square() for site in sites)
+            return sum(squares, start=zero).sqrt() / number
+
+        ends = [mean + sum((site.shift(i) for site in sites), start=zero) / number for i in (0, -1)]
+        lower = [
+            end - torch.hypot(together("upper", i), margin)
+            for end, i in zip(ends, (0, -1), strict=True)
+        ]
+        upper = [
+            end + torch.hypot(together("lower", i), margin)
+            for end, i in zip(ends, (0, -1), strict=True)
+        ]
+        return cls(
+            mean,
+            rows.std() / math.sqrt(number) if number > 1 else rows.new_tensor(math.inf),
+            density_error,
+            _midpoint_error(sites, zero) / number,
+            torch.stack(lower).min(),
+            torch.stack(upper).max() + bias.clamp(min=0.0),
+            ends[0],
+            ends[1],
+            bias,
+            weights,
+            tuple(sites),
+            exact,
+            {**settings, "num_rows": number},
+            (*_suspicions(weights, settings), *_flags(sites)),
+            _side(exact, sites),
+        )
+
+    @classmethod
+    def join(cls, parts: "Sequence[ModelLogLikelihood]") -> "ModelLogLikelihood":
+        """The likelihood of the rows of several calls, which had other rows and the same log Z.
+
+        :param parts: at least one, with the same sites and settings.
+        :raises ValueError: if there is none, or sites or settings differ.
+        """
+        parts = list(parts)
+        if not parts:
+            raise ValueError("there is nothing to join: parts is empty")
+        first = parts[0]
+        own = [_joinable(part.settings) for part in parts]
+        names = [[site.name for site in part.sites] for part in parts]
+        if any(s != own[0] for s in own) or any(n != names[0] for n in names):
+            raise ValueError("parts must have the same sites and settings, but for seed and rows")
+        sites = [
+            SiteLogPartition(
+                same[0].name,
+                tuple(_cat(sides) for sides in zip(*(site.sides for site in same), strict=True)),
+                torch.cat([site.counts for site in same]),
+            )
+            for same in zip(*(part.sites for part in parts), strict=True)
+        ]
+        weights = RowWeights.cat([part.weights for part in parts])
+        settings = {**first.settings, "seed": [part.settings["seed"] for part in parts]}
+        return cls.from_weights(weights, sites, settings, exact=all(part.exact for part in parts))
+
+    @property
+    def rows(self) -> Tensor:
+        """Log-likelihoods of the rows, shape ``(rows,)``; log Z at the midpoint of a bracket."""
+        return self.weights.value
+
+    @property
+    def reliable(self) -> bool:
+        """Whether nothing is suspicious, neither about the weights nor about log Z."""
+        return not self.flags
+
+    @property
+    def gap(self) -> Tensor:
+        """Optimistic minus pessimistic mean, the number to quote beside either."""
+        return self.optimistic - self.pessimistic
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers and settings for a report, without those of single rows; JSON types only."""
+        names = (
+            *("value", "std_error", "density_error", "log_partition_error", "lower", "upper"),
+            *("optimistic", "pessimistic", "bias", "exact", "side", "flags", "settings"),
+        )
+        return {name: to_json(getattr(self, name)) for name in names}
+
+    def __str__(self) -> str:
+        s = self.settings
+        bound = {"above": ", an upper bound", "below": ", a lower bound", None: ""}[self.side]
+        methods = ", ".join(
+            f"{name} by {own['method']}" for name, own in s["log_partition"].items()
+        )
+        tail = f"; SUSPICIOUS: {'; '.join(self.flags)}" if self.flags else ""
+        return (
+            f"log-likelihood = {self.value.item():.3f} +- {self.std_error.item():.3f} (rows) +- "
+            f"{self.density_error.item():.3f} (latent variables) +- "
+            f"{self.log_partition_error.item():.3f} (log Z; 95 %: {self.lower.item():.3f} to "
+            f"{self.upper.item():.3f}){bound} of {s['num_rows']} rows by {s['num_particles']} particles"
+            f"{', log Z of ' + methods if methods else ''}{tail}"
+        )
+
+
+def _midpoint_error(sites: Sequence[SiteLogPartition], zero: Tensor) -> Tensor:
+    """Standard error of the sum over rows where log Z is the mean of the sides, which are independent."""
+    squares = (
+        (site.spread(i, "std_error") / len(site.sides)).square()
+        for site in sites
+        for i in range(len(site.sides))
+    )
+    return sum(squares, start=zero).sqrt()
+
+
+def _suspicions(weights: RowWeights, settings: dict[str, Any]) -> tuple[str, ...]:
+    number, particles = len(weights.value), settings["num_particles"]
+    limit = _HEAVY_TAIL + pareto_k_error(particles, _HEAVY_TAIL)
+    wide = (particles / weights.ess - 1.0) > _SMALL_SPREAD**2
+    heavy = (weights.pareto_k > limit) & wide
+    few = weights.ess < min(_FEW_PARTICLES, 0.5 * particles)
+    bias = weights.bias.mean().item()
+    flags = []
+    if not bool(torch.isfinite(weights.value).all()):
+        count = int((~torch.isfinite(weights.value)).sum())
+        flags.append(f"{count} of {number} rows have no finite estimate")
+    if bias > _LARGE_BIAS:
+        flags.append(
+            f"the estimate is too low by about {bias:.1f} nats or more: use more particles"
+        )
+    for mask, text in (
+        (heavy, f"the tail of the weights is heavy (Pareto k above {limit:.2f})"),
+        (few, f"fewer than {_FEW_PARTICLES:.0f} of {particles} particles carry the weight"),
+    ):
+        if int(mask.sum()) > _SHARE * number:
+            flags.append(f"{text} in {int(mask.sum())} of {number} rows: use a better guide")
+    return tuple(flags)
+
+
+def _flags(sites: Sequence[SiteLogPartition]) -> tuple[str, ...]:
+    return tuple(
+        f"log Z of {site.name}{f' from {side.side}' if len(site.sides) > 1 else ''}: {text}"
+        for site in sites
+        for side in site.sides
+        for text in side.flags
+    )
+
+
+def _side(exact: bool, sites: Sequence[SiteLogPartition]) -> str | None:
+    """What the value bounds, by what its parts do; the midpoint of a bracket bounds nothing."""
+    if any(len(site.sides) > 1 for site in sites):
+        return None
+    opposite = {"below": "above", "above": "below"}
+    own = {opposite[s.sides[0].side] for s in sites if s.sides[0].side is not None}
+    if not exact:
+        own.add("below")
+    return own.pop() if len(own) == 1 else None
+
+
+def _joinable(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in ("seed", "num_rows")}
+
+
+def _cat(sides: Sequence[LogPartitionEstimate]) -> LogPartitionEstimate:
+    """Estimates of several batches as one, without weights."""
+    numbers: dict[str, Any] = {
+        name: torch.cat([getattr(side, name) for side in sides])
+        for name in ("value", "std_error", "lower", "upper", "ess")
+    }
+    flags = tuple(dict.fromkeys(text for side in sides for text in side.flags))
+    return replace(sides[0], **numbers, log_weights=None, flags=flags)
