@@ -19,6 +19,11 @@ __all__ = ["draws_of", "stats_of", "to_inference_data"]
 Array = npt.NDArray[Any]
 
 _DATA_GROUPS = ("observed_data", "constant_data")
+#: Groups whose arrays have the same chains and draws.
+_SAME_DRAWS = (
+    ("posterior", "sample_stats", "posterior_predictive", "log_likelihood"),
+    ("prior", "prior_predictive"),
+)
 _FURTHER_GROUPS = (
     "posterior_predictive",
     "log_likelihood",
@@ -66,7 +71,8 @@ def to_inference_data(
         raise ValueError(f"groups may have {', '.join(_FURTHER_GROUPS)}, got {unknown}")
     wanted = {"posterior": draws_of(posterior), "sample_stats": stats, **further}
     arrays = {name: _group(name, group) for name, group in wanted.items() if group}
-    _check_shapes({**arrays["posterior"], **arrays.get("sample_stats", {})})
+    for names in _SAME_DRAWS:
+        _check_shapes({f"{n}.{site}": x for n in names for site, x in arrays.get(n, {}).items()})
     options: dict[str, Any] = {}
     if dims is not None:
         options["dims"] = {name: list(axes) for name, axes in dims.items()}

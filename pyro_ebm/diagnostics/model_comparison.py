@@ -4,7 +4,7 @@
 """Which machine predicts held-out rows better, with the doubt about log Z of each."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,12 @@ from pyro_ebm.diagnostics.held_out import arviz_compare
 from pyro_ebm.diagnostics.tables import decimals, markdown_table, text_table
 from pyro_ebm.distributions import DBM, RBM
 from pyro_ebm.infer import log_likelihood
+from pyro_ebm.infer.log_partition.bracket import sides_of
+from pyro_ebm.ops.numerics import student_quantile
 
 __all__ = ["MachineComparison", "compare_machines"]
 
 _HEADER = ("machine", "nats a row", "se", "difference", "interval (95 %)", "weight", "of log Z")
-#: 97.5 % quantile of the normal distribution.
-_QUANTILE = 1.959964
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class MachineComparison:
     :param table: a pandas table, the best machine first, in nats **of all rows** as ArviZ has it: ``rank``,
         ``elpd``, ``se``, ``elpd_diff`` (to the best), ``dse`` (paired rows), ``weight``; then ``log_z_lower``
         and ``log_z_upper`` (the interval of the machine's log Z), ``diff_lower`` and ``diff_upper`` (a 95 %
-        interval of the difference: rows, widened by both intervals of log Z), ``weight_lower`` and
+        interval of the difference at each side of both log Z, and the outermost ends of these; infinite
+        where the machine that it favours is known by a bound), ``weight_lower`` and
         ``weight_upper`` (the weight with log Z of this machine at one end of its interval and those of all
         others at the opposite one).
     :param Tensor rows: log-likelihoods by row and machine, shape ``(rows, machines)``, float64.
@@ -95,7 +96,7 @@ def compare_machines(
 
     .. math:: \sum_n \log p(v_n) = \sum_n -F(v_n) - N \log Z,
 
-    so the interval of a difference is widened by the intervals of both log Z, N times, and the weights are
+    so the interval of a difference reaches over both sides of both log Z, N times, and the weights are
     given at the least and the most favourable ends too. With an estimate from one side alone (AIS) a machine
     looks too good or too bad by what its annealing misses; give brackets.
 
@@ -107,7 +108,8 @@ def compare_machines(
     [1] *Using stacking to average Bayesian predictive distributions*, Yuling Yao, Aki Vehtari, Daniel
     Simpson, Andrew Gelman (2018)
 
-    :param machines: by name, without a batch shape; of a deep machine the rows are bounded by mean field.
+    :param machines: by name, without a batch shape; of a deep one the rows are mean-field bounds,
+        which can show that it is better and never that it is worse.
     :param Tensor data: held-out rows, shape ``(rows, V)``.
     :param log_partition: log Z by name: a :class:`~pyro_ebm.infer.LogPartitionBracket` or
         :class:`~pyro_ebm.infer.LogPartitionEstimate`, whose interval counts, or an exact number.
@@ -136,17 +138,21 @@ def compare_machines(
     if data.dim() != 2:
         raise ValueError(f"data must have shape (rows, V), got {tuple(data.shape)}")
     rows = torch.stack([_rows(n, machines[n], data, log_partition[n]) for n in names], -1)
-    intervals = {name: _interval(log_partition[name]) for name in names}
-    flags = tuple(
+    bounded = [n for n in names if isinstance(m := machines[n], DBM) and m.depth > 1]
+    flags = [
         f"log Z of {name!r}: {flag}"
         for name in names
         for flag in getattr(log_partition[name], "flags", ())
-    )
+    ]
+    flags += [
+        f"the rows of {name!r} are mean-field bounds: it is better than that by an unknown amount"
+        for name in bounded
+    ]
     array = {name: rows[:, i].numpy() for i, name in enumerate(names)}
     table = arviz_compare(array, method)
-    _add_intervals(table, len(rows), intervals)
-    _add_weights(table, array, intervals, method)
-    return MachineComparison(table, rows, names, flags)
+    _add_intervals(table, len(rows), log_partition, bounded)
+    _add_weights(table, array, {n: _ends(log_partition[n]) for n in names}, method)
+    return MachineComparison(table, rows, names, tuple(flags))
 
 
 def _rows(name: str, machine: RBM | DBM, data: Tensor, log_partition: Any) -> Tensor:
@@ -157,7 +163,12 @@ def _rows(name: str, machine: RBM | DBM, data: Tensor, log_partition: Any) -> Te
     return log_likelihood(machine, data, log_partition).cpu()
 
 
-def _interval(log_partition: Any) -> tuple[float, float, float]:
+def _sides(log_partition: Any) -> list[tuple[float, float, float]]:
+    """Value and ends of log Z: from one side, or from both."""
+    return [(float(s.value), float(s.lower), float(s.upper)) for s in sides_of(log_partition)]
+
+
+def _ends(log_partition: Any) -> tuple[float, float, float]:
     """Log Z and the ends of its interval."""
     value = float(getattr(log_partition, "value", log_partition))
     lower = float(getattr(log_partition, "lower", value))
@@ -166,29 +177,47 @@ def _interval(log_partition: Any) -> tuple[float, float, float]:
 
 
 def _add_intervals(
-    table: Any, count: int, intervals: Mapping[str, tuple[float, float, float]]
+    table: Any, count: int, log_partition: Mapping[str, Any], bounded: Collection[str]
 ) -> None:
     """Ends of log Z and of the differences to the best machine."""
-    best, best_low, best_high = intervals[str(table.index[0])]
-    table["log_z_lower"] = [intervals[str(name)][1] for name in table.index]
-    table["log_z_upper"] = [intervals[str(name)][2] for name in table.index]
+    best = str(table.index[0])
+    ends = [_ends(log_partition[str(name)]) for name in table.index]
+    table["log_z_lower"], table["log_z_upper"] = zip(*[end[1:] for end in ends], strict=True)
+    table["diff_lower"], table["diff_upper"] = 0.0, 0.0
+    for name, line in table.iloc[1:].iterrows():
+        own, other = log_partition[str(name)], log_partition[best]
+        # Of values on which the table stands.
+        base = line["elpd_diff"] + count * (_ends(own)[0] - _ends(other)[0])
+        lower, upper = _difference(base, line["dse"], count, _sides(own), _sides(other))
+        # What a bound leaves out may put its machine anywhere above.
+        table.loc[name, "diff_lower"] = -math.inf if best in bounded else lower
+        table.loc[name, "diff_upper"] = math.inf if str(name) in bounded else upper
+
+
+def _difference(
+    base: float,
+    dse: float,
+    count: int,
+    own: Sequence[tuple[float, float, float]],
+    other: Sequence[tuple[float, float, float]],
+) -> tuple[float, float]:
+    """The lowest and the highest end over the sides of both log Z.
+
+    What a side lacks to the true log Z is no random error, so sides are not averaged; the random errors
+    of a side, and those of the rows, are independent and add in quadrature.
+    """
     lower, upper = [], []
-    for name, line in table.iterrows():
-        value, low, high = intervals[str(name)]
-        own = 0.0 if line["rank"] == 0 else 1.0
-        # A difference is too low by what the own log Z is too high and the best one's too low.
-        lower.append(
-            line["elpd_diff"] - _reach(count, line["dse"], high - value, best - best_low) * own
-        )
-        upper.append(
-            line["elpd_diff"] + _reach(count, line["dse"], value - low, best_high - best) * own
-        )
-    table["diff_lower"], table["diff_upper"] = lower, upper
-
-
-def _reach(count: int, dse: float, *log_z: float) -> float:
-    """Independent errors in quadrature: of the rows, and N times those of either log Z."""
-    return math.sqrt((_QUANTILE * dse) ** 2 + sum((count * error) ** 2 for error in log_z))
+    margin = student_quantile(math.inf) * dse
+    for value, low, high in own:
+        for best, best_low, best_high in other:
+            difference = base - count * (value - best)
+            lower.append(
+                difference - math.hypot(margin, count * (high - value), count * (best - best_low))
+            )
+            upper.append(
+                difference + math.hypot(margin, count * (value - low), count * (best_high - best))
+            )
+    return min(lower), max(upper)
 
 
 def _add_weights(

@@ -12,7 +12,9 @@ from pyro.infer import Predictive
 from torch import Tensor
 
 from pyro_ebm.diagnostics.inference_data import draws_of
-from pyro_ebm.distributions import EnergyBased
+from pyro_ebm.distributions import DBM
+from pyro_ebm.distributions.wrapped import wrapped_machine
+from pyro_ebm.infer.mcmc.site_density import initial_trace, latent_sites
 
 __all__ = ["program_groups"]
 
@@ -49,9 +51,10 @@ def program_groups(
         :class:`pyro.infer.Predictive`); otherwise it runs once a draw.
     :param kwargs: keyword arguments of the model.
     :returns: tensors by group and site, shape ``(chains, draws, ...)``.
-    :raises ValueError: if the model observes nothing, a latent site has no draws, or ``log_likelihood`` is
-        asked of an observed machine without log Z, whose values would be comparable neither between
-        draws nor between models.
+    :raises ValueError: if the model observes nothing or takes random subsamples, a latent site has no draws
+        or another number of them, or ``log_likelihood`` is asked of rows that are masked out, of a deep
+        machine, or of a machine without log Z, whose values would be comparable neither between draws nor
+        between models.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
@@ -66,7 +69,7 @@ def program_groups(
     (torch.Size([2, 30, 7]), torch.Size([1, 10, 7]))
     >>> idata = to_inference_data(draws, groups=groups)
     """
-    trace = poutine.trace(model).get_trace(*args, **kwargs)
+    trace = initial_trace(model, args, kwargs)
     observed = [name for name in trace.observation_nodes if not _is_factor(trace.nodes[name])]
     if not observed:
         raise ValueError("model observes nothing: there is nothing to predict")
@@ -86,7 +89,8 @@ def program_groups(
         sites = [*flat, *observed]
         prior = _predict(model, None, num_prior_samples, sites, parallel, args, kwargs)
         # Pyro keeps an axis for the plates, also at sites outside of them.
-        of_chain = {n: x.reshape(1, -1, *trace.nodes[n]["value"].shape) for n, x in prior.items()}
+        nodes: dict[str, Any] = trace.nodes
+        of_chain = {n: x.reshape(1, -1, *nodes[n]["value"].shape) for n, x in prior.items()}
         groups["prior"] = {name: of_chain[name] for name in flat}
         groups["prior_predictive"] = {name: of_chain[name] for name in observed}
     return groups
@@ -101,7 +105,7 @@ def _is_factor(node: Mapping[str, Any]) -> bool:
 
 def _flat_draws(posterior: Any, trace: poutine.Trace) -> dict[str, Tensor]:
     draws = {name: torch.as_tensor(values) for name, values in draws_of(posterior).items()}
-    latent = [name for name in trace.stochastic_nodes if not _is_plate(trace.nodes[name])]
+    latent = latent_sites(trace)
     missing = [name for name in latent if name not in draws]
     if missing:
         raise ValueError(
@@ -109,11 +113,10 @@ def _flat_draws(posterior: Any, trace: poutine.Trace) -> dict[str, Tensor]:
         )
     if not latent:
         raise ValueError("model has no latent sites: there is no posterior")
+    shapes = {name: tuple(draws[name].shape[:2]) for name in latent}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"numbers of chains and draws differ: {shapes}")
     return {name: draws[name] for name in latent}
-
-
-def _is_plate(node: Mapping[str, Any]) -> bool:
-    return type(node["fn"]).__name__ == "_Subsample"
 
 
 def _by_chain(values: Tensor, shape: Sequence[int]) -> Tensor:
@@ -159,12 +162,25 @@ def _log_likelihood(
 
 
 def _rows_of(name: str, node: Mapping[str, Any]) -> Tensor:
-    fn = node["fn"]
-    if isinstance(fn, EnergyBased) and fn.log_partition is None:
+    """Log-probabilities of the rows of a site.
+
+    :raises ValueError: if they would be no likelihoods, or not of all rows.
+    """
+    machine = wrapped_machine(node["fn"])
+    if machine is not None and machine.log_partition is None:
         raise ValueError(
             f"site {name!r} is a machine without log Z, whose log-likelihood is not comparable between "
             "draws or models; attach it: machine.normalize(exact_log_partition(machine)), or an estimate"
         )
-    log_prob: Tensor = fn.log_prob(node["value"])
-    mask = node["mask"]
-    return log_prob if mask is None else torch.where(torch.as_tensor(mask), log_prob, 0.0)
+    if isinstance(machine, DBM) and machine.depth > 1:
+        raise ValueError(
+            f"site {name!r} is a deep machine, whose log_prob is a bound with a gap that differs between "
+            "rows; say log_likelihood=False"
+        )
+    if node["mask"] is not None and not bool(torch.as_tensor(node["mask"]).all()):
+        raise ValueError(
+            f"site {name!r} has rows that are masked out, which ArviZ would count as observed; give the "
+            "model the other rows alone, or say log_likelihood=False"
+        )
+    log_prob: Tensor = node["fn"].log_prob(node["value"])
+    return log_prob

@@ -3,6 +3,7 @@
 """What ArviZ is given of a Pyro program, against the densities that it is made of."""
 
 import math
+import warnings
 from typing import Any
 
 import arviz as az
@@ -14,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ebm.diagnostics import program_groups, to_inference_data
-from pyro_ebm.distributions import BernoulliRBM
+from pyro_ebm.distributions import DBM, BernoulliRBM, units
 from pyro_ebm.infer import exact_log_partition
 
 Z_BOUND = 6.0
@@ -54,13 +55,13 @@ def test_log_likelihood_is_that_of_the_rows_without_scale() -> None:
     assert set(groups) == {"observed_data", "log_likelihood"}
     assert set(groups["log_likelihood"]) == {"x"}
     assert torch.allclose(groups["log_likelihood"]["x"], expected)
-    masked = program_groups(posterior, model, X, mask=MASK, posterior_predictive=False)
-    assert torch.allclose(masked["log_likelihood"]["x"], torch.where(MASK, expected, 0.0))
+    with pytest.raises(ValueError, match="masked out"):
+        program_groups(posterior, model, X, mask=MASK)
 
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_draws(parallel: bool) -> None:
-    """Given a scale, the mean of x over draws of the clean state: a mean of the posterior's states."""
+    """Draws of x have the mean and the scale that they are drawn with."""
 
     def simple(x: Tensor) -> None:
         scale = pyro.sample("scale", dist.LogNormal(-1.0, 0.5))
@@ -87,18 +88,59 @@ def test_predictive_draws(parallel: bool) -> None:
     assert abs(residual.std() - 1.0) < Z_BOUND / math.sqrt(2 * residual.numel())
 
 
+def test_machines_are_drawn_from() -> None:
+    """Prior predictive of a latent machine: its exact mean."""
+    pyro.set_rng_seed(0)
+    groups = program_groups(draws(1, 2), model, X, num_prior_samples=1500, parallel=True)
+    states = prior().visible.states(0, 8)
+    mean = torch.softmax(-prior().free_energy(states), 0) @ states
+    drawn = groups["prior"]["clean"]
+    assert drawn.shape == (1, 1500, 2, 3)
+    error = (mean * (1 - mean) / 3000).sqrt()
+    assert ((drawn.mean((0, 1, 2)) - mean) / error).abs().max() < Z_BOUND
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m.expand((2,)).to_event(1), lambda m: m.mask(True)])
+def test_wrapped_machines_need_log_z(wrap: Any) -> None:
+    def observed() -> None:
+        pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        pyro.sample("v", wrap(prior()), obs=torch.ones(2, 3))
+
+    with pytest.raises(ValueError, match="without log Z"):
+        program_groups({"scale": torch.rand(1, 4)}, observed)
+
+
+def test_deep_machines_and_subsamples_are_refused() -> None:
+    layers = [units.Bernoulli(torch.zeros(n)) for n in (3, 2, 2)]
+    deep = DBM(layers, [torch.ones(3, 2), torch.ones(2, 2)]).normalize(3.0)
+
+    def observed(subsample_size: int | None) -> None:
+        pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("rows", 4, subsample_size=subsample_size) as rows:
+            pyro.sample("v", deep, obs=torch.ones(4, 3)[rows])
+
+    posterior = {"scale": torch.rand(1, 4)}
+    with pytest.raises(ValueError, match="a bound"):
+        program_groups(posterior, observed, None)
+    with pytest.raises(ValueError, match="random subsample"):
+        program_groups(posterior, observed, 2)
+
+
 def test_arviz_reads_the_groups() -> None:
     posterior = {name: x for name, x in draws(2, 8).items() if name != "clean.h2"}
     groups = program_groups(posterior, model, X, num_prior_samples=4)
     idata = to_inference_data(posterior, groups=groups)
     assert set(idata.groups()) == {"posterior", *groups}
     assert idata.observed_data["x"].shape == (2, 3)
-    loo = az.loo(
-        to_inference_data(
-            {"scale": torch.rand(2, 100)}, groups={"log_likelihood": {"x": -torch.rand(2, 100, 5)}}
-        )
-    )
-    assert loo.n_data_points == 5
+    # PSIS needs some draws.
+    posterior = {name: x for name, x in draws(2, 100).items() if name != "clean.h2"}
+    groups = program_groups(posterior, model, X, posterior_predictive=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loo = az.loo(to_inference_data(posterior, groups=groups), pointwise=True)
+    assert loo.n_data_points == 2
+    lppd = torch.logsumexp(groups["log_likelihood"]["x"].double().flatten(0, 1), 0) - math.log(200)
+    assert (torch.as_tensor(loo.loo_i.values) < lppd).all()
 
 
 def test_machines_that_are_observed_need_log_z() -> None:
@@ -128,5 +170,11 @@ def test_errors() -> None:
         program_groups({"z": torch.zeros(1, 2)}, lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))
     with pytest.raises(ValueError, match="no latent sites"):
         program_groups({}, lambda: pyro.sample("z", dist.Normal(0.0, 1.0), obs=torch.zeros(())))
+    with pytest.raises(ValueError, match="numbers of chains and draws differ"):
+        short = {"scale": torch.ones(1, 3), "clean": torch.zeros(1, 2, 2, 3)}
+        program_groups(short, model, X)
+    with pytest.raises(ValueError, match="numbers of chains and draws differ"):
+        groups = {"log_likelihood": {"x": torch.zeros(1, 3, 2)}}
+        to_inference_data({"z": torch.zeros(1, 2)}, groups=groups)
     with pytest.raises(ValueError, match=r"groups may have .*'predictions'"):
         to_inference_data({"z": torch.zeros(1, 2)}, groups={"predictions": {}})
