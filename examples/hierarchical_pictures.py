@@ -83,7 +83,7 @@ def accuracies(results: dict[str, dict[str, Any]]) -> "Figure":
     for ax, (title, values) in zip(axes, results.items(), strict=True):
         means = [100.0 * values[name]["mean"] for name in methods]
         errors = [100.0 * values[name]["std_error"] for name in methods]
-        own = [COLOURS[1] if "tree" in name else COLOURS[5] for name in methods]
+        own = [COLOURS[1] if name == "tree, whitened" else COLOURS[5] for name in methods]
         ax.barh(methods, means, xerr=errors, color=own, ecolor="0.2", capsize=2)
         for place, (mean, error) in enumerate(zip(means, errors, strict=True)):
             ax.text(mean + error + 1.0, place, f"{mean:.1f}", va="center", fontsize=7)

@@ -348,7 +348,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--recordings", type=int, default=30, help="of made data")
     parser.add_argument("--length", type=int, default=80, help="frames of a made recording")
     parser.add_argument("--rounds", type=int, default=40, help="of EM")
-    parser.add_argument("--steps", type=int, default=300, help="of SVI")
+    parser.add_argument("--steps", type=int, default=400, help="of SVI")
     parser.add_argument("--batch-size", type=int, default=20, help="sequences")
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--restarts", type=int, default=10, help="of the search for a start")

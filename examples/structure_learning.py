@@ -89,14 +89,14 @@ class Posterior:
 
     :param Tensor probability: of every edge, shape ``(sets, pairs)``.
     :param Tensor coupling: posterior mean of K, shape ``(sets, pairs)``.
+    :param bias: posterior mean of biases in the last chain, by the name of the site; empty if there are none.
     :param ChainSummary summary: R-hat and effective sample sizes of the number of edges by data set.
-    :param last: the last draw of every chain.
     """
 
     probability: Tensor
     coupling: Tensor
+    bias: dict[str, Tensor]
     summary: ChainSummary
-    last: list[dict[str, Tensor]]
 
 
 def make_kernel(moves: int) -> Gibbs:
@@ -111,13 +111,14 @@ def infer(
     prior: RBM,
     likelihood: ExactLikelihood | PseudoLikelihood,
     options: Any,
-    start: list[dict[str, Tensor]] | None = None,
+    weaker: Posterior | None = None,
 ) -> Posterior:
     """Posterior of the graphs of all data sets.
 
-    :param start: where the chains start, such as the last draws under another prior; None for anywhere.
+    :param weaker: the posterior under another prior, which tells where chains start; None for anywhere.
     """
-    edges, coupling, last = [], [], []
+    edges, coupling = [], []
+    bias: dict[str, Tensor] = {}
     started = time.perf_counter()
     for chain in range(options.chains):
         pyro.set_rng_seed(options.seed + 1000 * chain)
@@ -125,22 +126,39 @@ def infer(
             make_kernel(options.moves),
             options.draws,
             options.warmup,
-            initial_params=None if start is None else start[chain],
+            initial_params=None if weaker is None else starting_point(prior, weaker),
             disable_progbar=True,
         )
         mcmc.run(prior, likelihood)
         draws = mcmc.get_samples()
         edges.append(draws["edges"])
         coupling.append((draws["edges"] * draws["strengths"]).mean(0))
-        last.append({name: x[-1] for name, x in draws.items()})
+        bias = {"bias": draws["bias"].mean(0)} if likelihood.num_biases else {}
     graphs = torch.stack(edges)
     numbers = {f"edges[{k}]": graphs[:, :, k].sum(-1) for k in range(graphs.shape[2])}
     return Posterior(
         graphs.mean((0, 1)),
         torch.stack(coupling).mean(0),
+        bias,
         summarize_chains(numbers, seconds=time.perf_counter() - started),
-        last,
     )
+
+
+@torch.no_grad()
+def starting_point(prior: RBM, weaker: Posterior, num_draws: int = 500) -> dict[str, Tensor]:
+    """Of many draws of the prior, the graph of every data set that agrees best with the edges that were found
+    without it: between two patterns of the prior there is next to no mass, and a chain from anywhere
+    stays in the first pattern that it meets.
+
+    Agreement is the log-odds of the edges, as if what the data say of each were independent.
+    """
+    graphs = prior.sample((num_draws,))
+    p = weaker.probability.clamp(0.01, 0.99)
+    evidence = p.logit() - graphs.mean(0).clamp(0.01, 0.99).logit()
+    # Where an edge was hardly ever there, nothing is known of its strength.
+    strengths = weaker.coupling / p.clamp_min(0.1)
+    edges = graphs[(evidence @ graphs.mT).argmax(-1)]
+    return {"edges": edges, "strengths": strengths, **weaker.bias}
 
 
 # --- the comparison -------------------------------------------------------------------------------
@@ -204,15 +222,13 @@ def make_likelihood(problem: Problem, size: int, kind: str) -> ExactLikelihood |
 
 
 def compare(problem: Problem, priors: dict[str, RBM], size: int, options: Any) -> dict[str, Any]:
-    """Edges by all methods from the first rows of every data set. The RBM's chains start where those of
-    independent edges ended: between two of its patterns there is next to no mass, and a chain from nowhere
-    stays in the first one that it meets."""
+    """Edges by all methods from the first rows of every data set. The RBM's chains start where the
+    posterior of independent edges tells them to."""
     likelihood = make_likelihood(problem, size, options.likelihood)
     results: dict[str, Any] = {}
-    start: list[dict[str, Tensor]] | None = None
+    found: Posterior | None = None
     for name, prior in priors.items():
-        found = infer(prior, likelihood, options, start)
-        start = found.last
+        found = infer(prior, likelihood, options, found)
         scores = [
             edge_scores(p, p > 0.5, g)
             for p, g in zip(found.probability, problem.graphs, strict=True)

@@ -108,6 +108,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--learning-rate", type=float, default=2e-3)
     group.add_argument("--prior-learning-rate", type=float, default=2e-3)
     group.add_argument(
+        "--twin-learning-rate",
+        type=float,
+        help="both rates of the model with independent bits, where another one suits it better",
+    )
+    group.add_argument(
         "--decay-from", type=int, default=15, help="epoch from which rates fall to 0"
     )
     group.add_argument(
@@ -123,6 +128,9 @@ def fit(prior: Any, data: datasets.Dataset, options: argparse.Namespace) -> tupl
     images = data.train()
     held_out = data.binarized("validation", seed=0)[:1000]
     vae = build(prior, images, options)
+    if prior == "independent" and options.twin_learning_rate is not None:
+        options = argparse.Namespace(**vars(options))
+        options.learning_rate = options.prior_learning_rate = options.twin_learning_rate
 
     def evaluate(model: VAE) -> dict[str, float]:
         return summary(bound_terms(model, held_out, log_partition(model, held_out, *QUICK)))

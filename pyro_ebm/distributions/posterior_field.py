@@ -58,8 +58,8 @@ def solve_mean_field(
     accelerate: bool = True,
 ) -> MeanField:
     """See :meth:`pyro_ebm.distributions.DBM.mean_field`, which also warns."""
-    check_options(max_updates, tolerance)
-    _check(dbm, v, damping)
+    check_options(max_updates, tolerance, damping=damping)
+    _check(dbm, v)
     # Not -1: there may be no rows at all.
     rows = v.to(dbm.weights[0]).reshape(math.prod(v.shape[:-1]), v.shape[-1])
     batch = v.shape[:-1]
@@ -100,7 +100,9 @@ def solve_mean_field(
     )
 
 
-def check_options(max_updates: int, tolerance: float, prefix: str = "") -> None:
+def check_options(
+    max_updates: int, tolerance: float, prefix: str = "", *, damping: float = 0.0
+) -> None:
     """Refuse impossible options.
 
     :param str prefix: what stands before the names of the arguments in messages.
@@ -112,9 +114,11 @@ def check_options(max_updates: int, tolerance: float, prefix: str = "") -> None:
         raise ValueError(f"{max_name} must be a whole number >= 1, got {max_updates!r}")
     if not isinstance(tolerance, int | float) or not tolerance >= 0:
         raise ValueError(f"{tolerance_name} must be a number >= 0, got {tolerance!r}")
+    if not isinstance(damping, int | float) or not 0 <= damping < 1:
+        raise ValueError(f"damping must be a number in [0, 1), got {damping!r}")
 
 
-def _check(dbm: "DBM", v: Tensor, damping: float) -> None:
+def _check(dbm: "DBM", v: Tensor) -> None:
     if dbm.parameter_batch_shape:
         raise ValueError(
             "mean field takes a machine whose parameters have no batch shape, got "
@@ -124,8 +128,6 @@ def _check(dbm: "DBM", v: Tensor, damping: float) -> None:
         raise TypeError(f"v must be a tensor, got {type(v).__name__}")
     if v.shape[-1:] != dbm.event_shape:
         raise ValueError(f"v must have shape (..., {dbm.event_shape[0]}), got {tuple(v.shape)}")
-    if not isinstance(damping, int | float) or not 0 <= damping < 1:
-        raise ValueError(f"damping must be a number in [0, 1), got {damping!r}")
     if dbm._validate_args:
         _check_finite("v", v)
 

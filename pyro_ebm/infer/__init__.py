@@ -64,6 +64,7 @@ from pyro_ebm.infer.mcmc import (
     VectorizedMCMC,
     completions,
     free_energy_model,
+    rbm_posterior,
     tune_ladder,
 )
 from pyro_ebm.infer.missing import (
@@ -161,6 +162,7 @@ __all__ = [
     "predict_absent",
     "pseudo_log_likelihood",
     "raise_log_likelihood",
+    "rbm_posterior",
     "tempering_estimates",
     "tempering_log_partition",
     "thermodynamic_integration",

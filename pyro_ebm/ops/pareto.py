@@ -16,7 +16,7 @@ MIN_PARETO_WEIGHTS = 25
 _PRIOR_COUNT, _PRIOR_SHAPE = 10.0, 0.5
 
 
-def pareto_k(log_weights: Tensor, dim: int = 0) -> Tensor:
+def pareto_k(log_weights: Tensor, dim: int = 0, *, num_weights: int | None = None) -> Tensor:
     r"""Shape :math:`\hat k` of the upper tail of importance weights.
 
     A generalised Pareto distribution is fitted to the largest :math:`\min(n / 5, 3 \sqrt n)` of n
@@ -31,6 +31,8 @@ def pareto_k(log_weights: Tensor, dim: int = 0) -> Tensor:
 
     :param Tensor log_weights: logarithms of independent weights along ``dim``.
     :param int dim: the axis of the weights.
+    :param int num_weights: n, if only the largest weights are given: at least one more than the tail has.
+    :raises ValueError: if too few of them are given.
     :returns: the shape without that axis, float64; minus infinity where all weights of the tail are
         the same, NaN for fewer than 25 weights.
 
@@ -42,10 +44,14 @@ def pareto_k(log_weights: Tensor, dim: int = 0) -> Tensor:
     True
     """
     x = log_weights.double().movedim(dim, 0)
-    n = len(x)
+    n = len(x) if num_weights is None else num_weights
     if n < MIN_PARETO_WEIGHTS:
         return torch.full_like(x.new_zeros(x.shape[1:]), math.nan)
     num_tail = _num_tail(n)
+    if not num_tail < len(x) <= n:
+        raise ValueError(
+            f"log_weights must hold the {num_tail + 1} largest of num_weights={n} weights, got {len(x)}"
+        )
     top = torch.topk(x, num_tail + 1, dim=0).values
     # Relative to the threshold, which the common scale of the weights drops out of.
     excess = torch.exp(top[:-1] - top[:1]) - torch.exp(top[-1:] - top[:1])

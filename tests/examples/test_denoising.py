@@ -134,7 +134,9 @@ def draws_of(program: Any, noise: str, machine: Any, seen: Tensor, num_draws: in
     return mcmc.get_samples()
 
 
-@pytest.mark.parametrize("machine", [shallow(), deep()], ids=["RBM", "DBM"])
+@pytest.mark.parametrize(
+    "machine", [shallow(), pytest.param(deep(), marks=pytest.mark.slow)], ids=["RBM", "DBM"]
+)
 def test_flips_against_quadrature(program: Any, machine: Any) -> None:
     edges = torch.linspace(0.0, 1.0, 2001, dtype=torch.float64)
     flip = (edges[1:] + edges[:-1]) / 2

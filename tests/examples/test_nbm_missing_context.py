@@ -231,15 +231,15 @@ def test_nuts_samples_the_missing_covariates(programs: dict[str, Any], module: A
     x, observed, y = (t[:2] for t in rows())
     pyro.set_rng_seed(0)
     program = programs["missing_context"].fixed(module, x, observed, y)
-    mcmc = MCMC(NUTS(program, max_tree_depth=3), 120, 40, disable_progbar=True)
+    mcmc = MCMC(NUTS(program, max_tree_depth=2), 80, 30, disable_progbar=True)
     mcmc.run()
     draws = mcmc.get_samples()["latent"]
     summary = mcmc.diagnostics()["latent"]["n_eff"]
     for row, column in ((0, 1), (1, 0)):
         exact = Quadrature(module, row)
-        error = exact.std[column] / float(summary[row, column].clamp(max=120.0)) ** 0.5
+        error = exact.std[column] / float(summary[row, column].clamp(max=80.0)) ** 0.5
         assert abs(draws[:, row, column].mean() - exact.mean[column]) < 6.0 * error
-        assert abs(draws[:, row, column].std() / exact.std[column] - 1.0) < 0.5
+        assert abs(draws[:, row, column].std() / exact.std[column] - 1.0) < 0.7
 
 
 def test_missing_values_are_not_read(programs: dict[str, Any], module: Any) -> None:

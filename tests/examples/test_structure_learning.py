@@ -106,7 +106,7 @@ def edges_by_enumeration(prior: Tensor, x: Tensor, q: int, slab: float) -> tuple
     return weight @ graphs, weight @ torch.tensor(np.array(coupling))
 
 
-@pytest.mark.parametrize("q", [2, 3], ids=["Ising", "Potts"])
+@pytest.mark.parametrize("q", [2, pytest.param(3, marks=pytest.mark.slow)], ids=["Ising", "Potts"])
 def test_edges_against_all_graphs(program: Any, potts: Any, q: int) -> None:
     """Copies of a data set in the plate are independent chains, whose means have standard errors."""
     prior = BernoulliRBM(2.0 * random(3, 2), random(3, seed=1), random(2, seed=2))
@@ -273,6 +273,20 @@ def test_scores(scores: Any) -> None:
     assert got == {"auc": 0.625, "f1": 0.5}
     mean = scores.over_sets([{"auc": 1.0}, {"auc": 0.5}])
     assert mean == {"auc": 0.75, "auc_std_error": 0.25}
+
+
+def test_starting_point(program: Any) -> None:
+    """The pattern of the prior that the weaker posterior looks like, in every data set."""
+    # One hidden unit that turns the first two edges on and the others off, or the reverse.
+    weight = torch.tensor([[12.0], [12.0], [-12.0], [-12.0]])
+    prior = BernoulliRBM(weight, torch.tensor([-6.0, -6.0, 6.0, 6.0]), torch.zeros(1))
+    seen = torch.tensor([[0.8, 0.6, 0.6, 0.1], [0.2, 0.3, 0.4, 0.6]])
+    weaker = program.Posterior(seen, 0.5 * seen, {"bias": torch.ones(2, 3)}, None)
+    start = program.starting_point(prior, weaker)
+    expected = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    assert (start["edges"] == expected).all()
+    torch.testing.assert_close(start["strengths"], torch.full((2, 4), 0.5))
+    assert torch.equal(start["bias"], torch.ones(2, 3))
 
 
 # --- runs -----------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from pyro_ebm import datasets
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PIXELS, LATENT, HIDDEN = 5, 4, 3
 PRIORS = ("rbm", "independent")
@@ -241,6 +243,27 @@ def test_rates_and_the_change_of_estimators(program: Any) -> None:
     assert set(chains.unique().tolist()) <= {0.0, 1.0}
     training.start(relaxed=False)
     assert torch.equal(training.loss.chains["z"], chains)
+
+
+def test_the_twin_may_have_rates_of_its_own(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    class Recorder:
+        def __init__(self, vae: Any, images: Tensor, options: Any) -> None:
+            name = "independent" if "prior.bias" in dict(vae.named_parameters()) else "rbm"
+            seen[name] = (options.learning_rate, options.prior_learning_rate)
+
+        def run(self, evaluate: Any) -> list[Any]:
+            return []
+
+    monkeypatch.setattr(program, "Training", Recorder)
+    data = datasets.load("digits", validation=237)
+    for twin, expected in ((None, (0.02, 0.03)), (0.5, (0.5, 0.5))):
+        options = program.parse(["--smoke"])
+        options.twin_learning_rate = twin
+        for prior in PRIORS:
+            program.fit(prior, data, options)
+        assert seen == {"rbm": (0.02, 0.03), "independent": expected}
 
 
 def test_smoke(program: Any, tmp_path: Path) -> None:

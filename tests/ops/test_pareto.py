@@ -79,6 +79,16 @@ class TestShapes:
         for shift in (1e5, -1e5):
             torch.testing.assert_close(pareto_k(log_weights.double() + shift), k, rtol=1e-4, atol=0)
 
+    def test_largest_alone(self) -> None:
+        """The rest counts by its number."""
+        x = draws(0.4, (1000, 3)).log()
+        top = x.sort(0, descending=True).values
+        for number in (96, 200, 1000):
+            assert torch.equal(pareto_k(top[:number], num_weights=1000), pareto_k(x))
+        for number, given in ((95, 1000), (1000, 999)):
+            with pytest.raises(ValueError, match=f"num_weights={given} weights, got {number}"):
+                pareto_k(top[:number], num_weights=given)
+
     def test_too_few(self) -> None:
         assert pareto_k(torch.randn(MIN_PARETO_WEIGHTS - 1, 4)).isnan().all()
         assert pareto_k(torch.randn(MIN_PARETO_WEIGHTS, 4)).isfinite().all()

@@ -13,6 +13,7 @@ from pyro_ebm.infer.mcmc.kernel import MachineKernel, VectorizedKernel, run_kern
 from pyro_ebm.infer.mcmc.ladder_tuning import LadderTuning, tune_ladder
 from pyro_ebm.infer.mcmc.langevin import MALA, GibbsLangevin
 from pyro_ebm.infer.mcmc.metropolis_gibbs import MetropolisBlockGibbs
+from pyro_ebm.infer.mcmc.posterior import rbm_posterior
 from pyro_ebm.infer.mcmc.tempering import ParallelTempering
 from pyro_ebm.infer.mcmc.vectorized import VectorizedMCMC
 
@@ -34,6 +35,7 @@ __all__ = [
     "VectorizedMCMC",
     "completions",
     "free_energy_model",
+    "rbm_posterior",
     "run_kernel",
     "tune_ladder",
 ]

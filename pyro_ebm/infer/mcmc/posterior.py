@@ -48,7 +48,7 @@ def rbm_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple
     :raises ValueError: if the latent sites are others than one machine, its visible units are
         continuous, or the rest of the model is not linear in its states.
     """
-    posterior = MachinePosterior(model, args, kwargs)
+    posterior = MachinePosterior(model, args, kwargs, kernel="rbm_posterior")
     return posterior.layers.site, posterior.as_in_model()
 
 
@@ -78,6 +78,7 @@ class MachinePosterior:
     :param model: the model, see :func:`rbm_posterior`.
     :param args: arguments of the model.
     :param kwargs: keyword arguments of the model.
+    :param str kernel: name of what asks, for messages.
     :raises ValueError: where :func:`rbm_posterior` does.
     """
 
@@ -86,21 +87,25 @@ class MachinePosterior:
         model: Callable[..., Any],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
+        *,
+        kernel: str = "BlockGibbs",
     ) -> None:
-        density = machine_density("BlockGibbs", model, args, kwargs or {})
+        density = machine_density(kernel, model, args, kwargs or {})
         rbm, unit = _machine(density), density.seen_units
         #: The site and the parts of its state.
         self.layers = density.layers
         if not unit.is_discrete:
             raise ValueError(
-                f"site {density.name!r} has continuous visible units; use HMC or NUTS for it, or "
-                "MetropolisBlockGibbs"
+                f"{kernel} needs discrete visible units, and site {density.name!r} has continuous ones; use "
+                "HMC or NUTS for it, or MetropolisBlockGibbs"
             )
         if len(unit.parts()) > 1:
             raise ValueError(
-                f"site {density.name!r} has visible units of several families; use MetropolisBlockGibbs"
+                f"{kernel} needs visible units of one family, and site {density.name!r} has those of "
+                "several families; use MetropolisBlockGibbs"
             )
-        self._density = density
+        #: The rest of the model.
+        self.density = density
         self._reference = start = random_states(rbm)
         fixed = FixedDifferenceField(density, unit, start)
         gradients = exact_gradients(density, unit, start)
@@ -112,11 +117,11 @@ class MachinePosterior:
     @property
     def machine(self) -> RBM:
         """The posterior, unnormalised; for a deep machine the one between its even and odd layers."""
-        return _machine(self._density).tilt(self._local.field)
+        return _machine(self.density).tilt(self._local.field)
 
     def as_in_model(self) -> RBM | DBM:
         """The posterior as a machine of the class that the model has."""
-        deep = self._density.deep
+        deep = self.density.deep
         return self.machine if deep is None else deep.tilt(self._local.field[..., : deep.sizes[0]])
 
     def refresh(self) -> None:
@@ -133,11 +138,11 @@ class MachinePosterior:
         :raises ValueError: if they differ.
         """
         # A wrong field can hide itself: it may draw only states for which it is right.
-        random = random_states(_machine(self._density), (3 if self._density.runs_chains else 1,))
+        random = random_states(_machine(self.density), (3 if self.density.runs_chains else 1,))
         self._check_linear(torch.cat([v.reshape(-1, *random.shape[1:]), random]))
 
     def _check_linear(self, states: Tensor) -> None:
-        error = nonlinearity(self._density, self._local, self._reference, states, self._field.slack)
+        error = nonlinearity(self.density, self._local, self._reference, states, self._field.slack)
         if error > 0.0:
             refuse_nonlinear(self.layers.site, error)
 

@@ -17,7 +17,15 @@ from pyro_ebm.distributions.units import Unit
 from pyro_ebm.distributions.wrapped import wrapped_machine
 from pyro_ebm.infer.mcmc.even_layers import EvenLayers, EvenLayersMessenger, deep_machine
 
-__all__ = ["SiteDensity", "initial_trace", "latent_sites", "started"]
+__all__ = [
+    "SiteDensity",
+    "initial_trace",
+    "is_plate",
+    "latent_sites",
+    "plate_nesting",
+    "refuse_random_subsample",
+    "started",
+]
 
 #: Random values at which a property of the whole function is checked.
 _NUM_PROBES = 8
@@ -39,10 +47,19 @@ def initial_trace(
     :raises ValueError: if the model subsamples: its log-density would differ from run to run.
     """
     trace = poutine.trace(started(model)).get_trace(*args, **kwargs)
-    for name, node in _nodes(trace).items():
-        if _is_plate(node) and (node["fn"].subsample_size or node["fn"].size) < node["fn"].size:
-            raise ValueError(f"plate {name!r} takes a random subsample, so that no chain is valid")
+    refuse_random_subsample(trace, "so that no chain is valid")
     return trace
+
+
+def refuse_random_subsample(trace: poutine.Trace, why: str) -> None:
+    """Refuse plates whose rows differ from run to run.
+
+    :param str why: what that breaks, for the message.
+    :raises ValueError: if there are any.
+    """
+    for name, node in _nodes(trace).items():
+        if is_plate(node) and (node["fn"].subsample_size or node["fn"].size) < node["fn"].size:
+            raise ValueError(f"plate {name!r} takes a random subsample, {why}")
 
 
 def _nodes(trace: poutine.Trace) -> dict[str, Any]:
@@ -70,7 +87,7 @@ def latent_sites(trace: poutine.Trace) -> list[str]:
     return [
         name
         for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not node["is_observed"] and not _is_plate(node)
+        if node["type"] == "sample" and not node["is_observed"] and not is_plate(node)
     ]
 
 
@@ -145,7 +162,7 @@ class SiteDensity:
         self.rows: Size = self.fn.batch_shape
         #: The site's value in the first run.
         self.value: Tensor = node["value"].detach()
-        self._plate_dim = -1 - max(_plate_nesting(n) for n in _nodes(trace).values())
+        self._plate_dim = -1 - max(plate_nesting(n) for n in _nodes(trace).values())
         # Sites below that have other axes than the rows, and were found not to depend on the value.
         self._ignored: frozenset[str] = frozenset()
         self._chains_fit: bool | None = None
@@ -358,19 +375,25 @@ def _choose(trace: poutine.Trace, site: str | None) -> str:
     return site
 
 
-def _is_plate(node: Any) -> bool:
+def is_plate(node: Any) -> bool:
+    """Whether a node of a trace is Pyro's own site of a plate, which draws its rows."""
     return node["type"] == "sample" and type(node["fn"]).__name__ == "_Subsample"
 
 
 def _is_counted(node: Any) -> bool:
-    return node["type"] == "sample" and not _is_plate(node) and node["mask"] is not False
+    return node["type"] == "sample" and not is_plate(node) and node["mask"] is not False
 
 
-def _plate_nesting(node: Any) -> int:
-    if node["type"] != "sample" or _is_plate(node):
+def plate_nesting(node: Any) -> int:
+    """Number of batch axes, counted from the right, that a node of a trace takes."""
+    if node["type"] != "sample" or is_plate(node):
         return 0
     dims = [-frame.dim for frame in node["cond_indep_stack"] if frame.vectorized]
     return max([len(node["fn"].batch_shape), *dims])
+
+
+# The names that infer.bayesian and diagnostics still import.
+_is_plate, _plate_nesting = is_plate, plate_nesting
 
 
 def _random_value(fn: TorchDistribution) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_ebm.distributions import EnergyBased
+from pyro_ebm.distributions import DBM, RBM, EnergyBased
 from pyro_ebm.distributions.wrapped import replace_machine
 from pyro_ebm.infer.contrastive.normalizer import normalizer_of
 from pyro_ebm.infer.log_partition import LogPartitionEstimate
@@ -85,6 +85,9 @@ class GivenLogPartition(Messenger):
         value = given.value
         if not _same(machine.parameters(), given.parameters):
             value = _value_of_draws(given, machine)
+        if isinstance(fn, RBM | DBM):
+            # Gradients here are by the given log Z alone; those of parameters would be without log Z's own.
+            fn = fn.detach()
         try:
             return fn.normalize(value)
         except ValueError as error:

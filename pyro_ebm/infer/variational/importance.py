@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_ebm.infer.log_partition import LogPartitionEstimate
 from pyro_ebm.infer.variational.given_log_partition import SiteNormalizer, site_normalizers
-from pyro_ebm.infer.variational.model_likelihood import ModelLogLikelihood, SiteLogPartition
+from pyro_ebm.infer.variational.model_likelihood import ModelLogLikelihood
 from pyro_ebm.infer.variational.particle_runs import ParticleRuns
+from pyro_ebm.infer.variational.site_log_partition import SiteLogPartition
 from pyro_ebm.infer.variational.weight_stream import RowWeights, WeightStream
 
 __all__ = ["importance_log_likelihood"]
@@ -41,7 +42,8 @@ def importance_log_likelihood(
         \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k)}, \qquad z_k \sim q,
 
     in expectation a lower bound for every K, at least as good as the ELBO, which is K = 1, and exact for any
-    K where q is the posterior [1]. Machines among the sites, latent or observed, are normalised by the log Z
+    K where q is the posterior [1]. q must cover the posterior: what it never draws is missing from the
+    estimate. Machines among the sites, latent or observed, are normalised by the log Z
     that is **given**; its errors go into the result, see
     :class:`~pyro_ebm.infer.ModelLogLikelihood`. An estimate of log Z from below
     (AIS) makes the result too high in expectation, one from above too low: give a bracket, and report its
@@ -53,7 +55,7 @@ def importance_log_likelihood(
     :param model: the model. Its latent sites are those of the guide.
     :param guide: the guide, ``lambda *args: None`` for a model without latent variables.
     :param args: arguments of both.
-    :param int num_particles: K, the number of draws.
+    :param int num_particles: K, the number of draws; none is drawn for a model without latent variables.
     :param log_partition: log Z of the machines that have none attached: a dict by site, or one for the only
         machine; each an estimate, a bracket, a number, a tensor whose shape broadcasts to the site's batch
         shape (a log Z for every row of a conditional machine), or a function of the machine, such as
@@ -69,8 +71,10 @@ def importance_log_likelihood(
     :param kwargs: keyword arguments of both.
     :returns: a :class:`~pyro_ebm.infer.ModelLogLikelihood`; those of several
         calls with other rows can be joined.
-    :raises ValueError: for impossible numbers; if the latent sites of model and guide differ, sites are
-        outside of the plate, a plate takes a random subsample, or a machine has no log Z.
+    :raises ValueError: for impossible numbers; if the latent sites of model and guide differ, the guide draws
+        what the model observes or is a point mass of a continuous variable, sites are outside of the plate,
+        a model with latent sites is scaled by more than the plate's subsample, a plate takes a random
+        subsample, or a machine has no log Z.
 
     **References**
 
@@ -113,7 +117,7 @@ def importance_log_likelihood(
     sites = [_site(own, counts[name]) for name, own in normalizers.items()]
     settings = {
         "method": "importance",
-        "num_particles": num_particles,
+        "num_particles": 0 if runs.is_observed else num_particles,
         "chunk_size": chunk_size,
         "plate": plate,
         "seed": seed,

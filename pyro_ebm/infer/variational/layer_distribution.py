@@ -17,7 +17,7 @@ __all__ = ["LayerDistribution"]
 
 
 class LayerDistribution(TorchDistribution):
-    r"""The distribution :math:`q(x) = e^{-u(x)} / \Gamma(0)` of a layer of units, one event of its entries.
+    r"""The distribution :math:`q(x) = e^{-u(x) - \Gamma(0)}` of a layer of units, one event of its entries.
 
     It is the layer's own Pyro distribution, with the states of the whole layer to enumerate: those of
     Pyro's are of single units, which an event of several can't be made of in one axis.

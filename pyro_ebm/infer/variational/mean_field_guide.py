@@ -3,6 +3,7 @@
 
 """A factorised guide for the machines among the latent sites of a model."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from operator import attrgetter
@@ -11,15 +12,15 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
-from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Size, Tensor
 
 from pyro_ebm.distributions.units import Bernoulli, Categorical, Ising, Unit
+from pyro_ebm.infer.mcmc.site_density import started
 from pyro_ebm.infer.variational.layer_distribution import LayerDistribution
-from pyro_ebm.infer.variational.prior_layer import neutral_draw, prior_layer, visible_machine
+from pyro_ebm.infer.variational.prior_layer import prior_layer, visible_machine
 
 __all__ = ["AutoMeanFieldBoltzmann"]
 
@@ -64,9 +65,11 @@ class AutoMeanFieldBoltzmann(AutoGuide):
     :param model: a Pyro model whose latent sites are machines.
     :param init: where the parameters start: ``"mean-field"``, the mean field of the machine itself, without
         the rest of the model, with the natural parameters of discrete units kept within 2, so that none
-        starts where its gradient vanishes; ``"bias"``, its visible biases; or natural parameters by site,
-        whose shape broadcasts to the plates at full size and the entries of the layer (other sites: mean
-        field).
+        starts where its gradient vanishes; ``"bias"``, its visible biases, with the offsets of the machine in
+        them and within 2 as well; or natural parameters by site, taken as they are, whose shape broadcasts to
+        the plates at full size and the entries of the layer (other sites: mean field). If Pyro's parameter
+        store holds parameters of an earlier guide of the same name, those stay, with a warning: call
+        ``pyro.clear_param_store()`` first.
     :param enumerate: ``"parallel"`` to enumerate all sites in an enumerating ELBO; None to draw them.
     :param create_plates: see :class:`pyro.infer.autoguide.AutoGuide`.
     :raises ValueError: for other options; when the model is first run, if a latent site is no machine, there
@@ -106,7 +109,7 @@ class AutoMeanFieldBoltzmann(AutoGuide):
             )
         if enumerate not in (None, "parallel"):
             raise ValueError(f'enumerate must be "parallel" or None, got {enumerate!r}')
-        super().__init__(InitMessenger(neutral_draw)(model), create_plates=create_plates)
+        super().__init__(started(model), create_plates=create_plates)
         self._init = init
         self._enumerate = enumerate
         # The families of the sites, with the parameters that they started from.
@@ -119,6 +122,7 @@ class AutoMeanFieldBoltzmann(AutoGuide):
         sites = self._sites()
         self._check_sites(sites)
         self._units, self.layers = {}, PyroModule()
+        kept: list[str] = []
         for name, site in sites.items():
             unit = self._start(name, site)
             self._check_enumeration(name, unit)
@@ -128,7 +132,16 @@ class AutoMeanFieldBoltzmann(AutoGuide):
             for parameter, value in unit.parameters.items():
                 event_dim = unit.parameter_event_dim(parameter) + site["fn"].event_dim - 1
                 constraint = _constraint(unit, parameter)
+                kept += _kept_parameters(own, parameter, value)
                 setattr(own, parameter, PyroParam(value.contiguous(), constraint, event_dim))
+        if kept and self._init != "mean-field":
+            warnings.warn(
+                f"the parameters {kept} are in Pyro's parameter store already, of an earlier guide of the "
+                "same name: they stay as they are, and init does not count. Call "
+                "pyro.clear_param_store() first, or give the sites unique names",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every site; as the guide of an inference method it is called, not this method.
@@ -226,6 +239,15 @@ class AutoMeanFieldBoltzmann(AutoGuide):
                 f"site {name!r} cannot be enumerated: its visible layer {unit!r} has "
                 f"{unit.num_states or 'infinitely many'} states"
             )
+
+
+def _kept_parameters(module: PyroModule, name: str, value: Tensor) -> list[str]:
+    """The full name of a parameter if Pyro's store holds it with another value, which then stays."""
+    full = f"{module._pyro_name}.{name}"
+    store = pyro.get_param_store()
+    if pyro.settings.get("module_local_params") or full not in store:
+        return []
+    return [] if torch.equal(store[full].detach(), value) else [full]
 
 
 def _full_size(p: Tensor, event_dim: int, batch: Size, extra: int, site: Any) -> Tensor:

@@ -14,7 +14,7 @@ from pyro_ebm.distributions.mean_field import MeanFieldSolver
 from pyro_ebm.distributions.posterior_field import check_options
 from pyro_ebm.infer.contrastive.rows import select_machines
 from pyro_ebm.infer.mcmc.even_layers import as_rbm
-from pyro_ebm.infer.mcmc.posterior import rbm_posterior
+from pyro_ebm.infer.mcmc.posterior import MachinePosterior
 from pyro_ebm.infer.mcmc.site_density import SiteDensity
 from pyro_ebm.infer.mcmc.site_field import random_states
 from pyro_ebm.ops.layers import alternate
@@ -81,16 +81,14 @@ def mean_field_posterior(
     >>> found.means[0].shape, found.bound.shape
     (torch.Size([2, 4]), torch.Size([2]))
     """
-    check_options(max_updates, tolerance)
-    if not isinstance(damping, int | float) or not 0 <= damping < 1:
-        raise ValueError(f"damping must be a number in [0, 1), got {damping!r}")
-    name, posterior = rbm_posterior(model, *args, **kwargs)
-    density = SiteDensity(model, name, args, kwargs)
+    check_options(max_updates, tolerance, damping=damping)
+    found_machine = MachinePosterior(model, args, kwargs, kernel="mean_field_posterior")
+    density, posterior = found_machine.density, found_machine.as_in_model()
     tilted, rows = as_rbm(posterior), density.rows
     machine = select_machines(tilted, rows, _numbers(rows, tilted)) if rows else tilted
     if machine.weight.dim() > 2:
         raise ValueError(
-            f"site {name!r} has weights of its own for every row, shape "
+            f"site {density.name!r} has weights of its own for every row, shape "
             f"{tuple(machine.weight.shape)}; mean_field_posterior takes one weight for all"
         )
     form = machine.canonical()

@@ -5,60 +5,30 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_ebm.infer.log_partition import LogPartitionEstimate
 from pyro_ebm.infer.log_partition.serialization import to_json
+from pyro_ebm.infer.variational.site_log_partition import (
+    SiteLogPartition,
+    join_sites,
+    midpoint_error,
+    side_error,
+)
 from pyro_ebm.infer.variational.weight_stream import RowWeights
 from pyro_ebm.ops.numerics import student_quantile
 from pyro_ebm.ops.pareto import pareto_k_error
 
-__all__ = ["ModelLogLikelihood", "SiteLogPartition"]
+__all__ = ["ModelLogLikelihood"]
 
 #: What is said of rows is flagged where it holds for more than this share of them.
 _SHARE = 0.05
 _HEAVY_TAIL, _FEW_PARTICLES, _LARGE_BIAS = 0.7, 10.0, 0.5
 #: Weights whose relative standard deviation is smaller have no tail that could matter.
 _SMALL_SPREAD = 0.5
-
-
-@dataclass(frozen=True)
-class SiteLogPartition:
-    """Log Z of a site's machines, and how often it counts in the likelihood of all rows.
-
-    :param str name: the site.
-    :param sides: estimates of batch shape ``(machines,)``: one, or that from below and that from above.
-    :param Tensor counts: by how much the sum over rows falls for a nat of every log Z, shape ``(machines,)``.
-    """
-
-    name: str
-    sides: tuple[LogPartitionEstimate, ...]
-    counts: Tensor
-
-    def shift(self, side: int) -> Tensor:
-        """What the sum over rows gains by one side's log Z in the place of the midpoint."""
-        middle = torch.stack([s.value for s in self.sides]).mean(0)
-        return (self.counts * (middle - self.sides[side].value)).sum()
-
-    def spread(self, side: int, name: str) -> Tensor:
-        """Root of the sum of squares of an error over machines, of the sum over rows.
-
-        Machines with the same numbers are one that was estimated once: its error counts as often as they are.
-
-        :param str name: ``"std_error"``, or the end of the interval that the error leads to.
-        """
-        own = self.sides[side]
-        keys = torch.stack([own.value, own.std_error, own.lower, own.upper], -1)
-        unique, index = torch.unique(keys, dim=0, return_inverse=True)
-        counts = torch.zeros_like(unique[:, 0]).index_add(0, index, self.counts)
-        value, std_error, lower, upper = unique.unbind(-1)
-        ends = {"std_error": std_error, "lower": value - lower, "upper": upper - value}
-        # A machine that does not count does not, even if its error is infinite.
-        return torch.where(counts != 0.0, counts * ends[name], 0.0).square().sum().sqrt()
 
 
 @dataclass(frozen=True)
@@ -73,7 +43,9 @@ class ModelLogLikelihood:
     from ``lower`` to ``upper`` is that of the mean **of these rows**, from the last two (and the bias,
     above); with brackets its ends come from the two sides of log Z.
 
-    ``pessimistic`` takes log Z from above: it is a lower bound in expectation, and the number to publish.
+    With a bracket ``pessimistic`` takes log Z from above: it is then a lower bound in expectation, and the
+    number to publish. With a single estimate of log Z it is ``value``; mind that AIS is a lower bound of
+    log Z in expectation, which makes the rows too high, whatever the error bar says (``side``).
 
     **References**
 
@@ -85,9 +57,10 @@ class ModelLogLikelihood:
     :param Tensor log_partition_error: its standard error from log Z.
     :param Tensor lower: lower end of the 95 % interval.
     :param Tensor upper: upper end.
-    :param Tensor optimistic: the mean with log Z from below, where both sides are given.
-    :param Tensor pessimistic: the mean with log Z from above, where both sides are given.
-    :param Tensor bias: mean of the rows' biases.
+    :param Tensor optimistic: the mean with log Z from below; with that of the only estimate if there is one.
+    :param Tensor pessimistic: the mean with log Z from above; the same.
+    :param Tensor bias: mean of the rows' biases; infinite (and ``upper`` with it) where half of some row's
+        weights are all zero.
     :param RowWeights weights: what the weights of every row come to.
     :param sites: log Z by site.
     :param bool exact: whether there is no latent variable and no bound by mean field in the rows.
@@ -136,8 +109,7 @@ class ModelLogLikelihood:
         margin = student_quantile(math.inf) * density_error
 
         def together(name: str, side: int) -> Tensor:
-            squares = (site.spread(side, name).square() for site in sites)
-            return sum(squares, start=zero).sqrt() / number
+            return side_error(sites, side, name) / number if sites else zero
 
         ends = [mean + sum((site.shift(i) for site in sites), start=zero) / number for i in (0, -1)]
         lower = [
@@ -152,9 +124,10 @@ class ModelLogLikelihood:
             mean,
             rows.std() / math.sqrt(number) if number > 1 else rows.new_tensor(math.inf),
             density_error,
-            _midpoint_error(sites, zero) / number,
+            midpoint_error(sites) / number if sites else zero,
             torch.stack(lower).min(),
-            torch.stack(upper).max() + bias.clamp(min=0.0),
+            # An infinite bias may stand beside a value of minus infinity.
+            torch.where(bias.isinf(), bias, torch.stack(upper).max() + bias.clamp(min=0.0)),
             ends[0],
             ends[1],
             bias,
@@ -171,27 +144,29 @@ class ModelLogLikelihood:
         """The likelihood of the rows of several calls, which had other rows and the same log Z.
 
         :param parts: at least one, with the same sites and settings.
-        :raises ValueError: if there is none, or sites or settings differ.
+        :raises ValueError: if there is none, sites or settings differ, or parts drew with the same seed.
         """
         parts = list(parts)
         if not parts:
             raise ValueError("there is nothing to join: parts is empty")
-        first = parts[0]
+        first = parts[0].settings
         own = [_joinable(part.settings) for part in parts]
         names = [[site.name for site in part.sites] for part in parts]
         if any(s != own[0] for s in own) or any(n != names[0] for n in names):
-            raise ValueError("parts must have the same sites and settings, but for seed and rows")
-        sites = [
-            SiteLogPartition(
-                same[0].name,
-                tuple(_cat(sides) for sides in zip(*(site.sides for site in same), strict=True)),
-                torch.cat([site.counts for site in same]),
+            raise ValueError(
+                "parts must have the same sites and settings, but for seed, chunk_size and rows"
             )
-            for same in zip(*(part.sites for part in parts), strict=True)
-        ]
+        seeds = [seed for part in parts for seed in _seeds(part.settings["seed"])]
+        given = [seed for seed in seeds if seed is not None]
+        if first["num_particles"] and len(set(given)) < len(given):
+            raise ValueError(
+                f"parts have the seeds {seeds}: those of the same seed share their random numbers, so that "
+                "their errors do not average out; give every call a seed of its own"
+            )
         weights = RowWeights.cat([part.weights for part in parts])
-        settings = {**first.settings, "seed": [part.settings["seed"] for part in parts]}
-        return cls.from_weights(weights, sites, settings, exact=all(part.exact for part in parts))
+        sites = join_sites([part.sites for part in parts])
+        exact = all(part.exact for part in parts)
+        return cls.from_weights(weights, sites, {**first, "seed": seeds}, exact=exact)
 
     @property
     def rows(self) -> Tensor:
@@ -220,26 +195,18 @@ class ModelLogLikelihood:
         s = self.settings
         bound = {"above": ", an upper bound", "below": ", a lower bound", None: ""}[self.side]
         methods = ", ".join(
-            f"{name} by {own['method']}" for name, own in s["log_partition"].items()
+            f"{name} by {own['method']}" if "method" in own else name
+            for name, own in s["log_partition"].items()
         )
+        particles = f" by {s['num_particles']} particles" if s["num_particles"] else ""
         tail = f"; SUSPICIOUS: {'; '.join(self.flags)}" if self.flags else ""
         return (
             f"log-likelihood = {self.value.item():.3f} +- {self.std_error.item():.3f} (rows) +- "
             f"{self.density_error.item():.3f} (latent variables) +- "
             f"{self.log_partition_error.item():.3f} (log Z; 95 %: {self.lower.item():.3f} to "
-            f"{self.upper.item():.3f}){bound} of {s['num_rows']} rows by {s['num_particles']} particles"
+            f"{self.upper.item():.3f}){bound} of {s['num_rows']} rows{particles}"
             f"{', log Z of ' + methods if methods else ''}{tail}"
         )
-
-
-def _midpoint_error(sites: Sequence[SiteLogPartition], zero: Tensor) -> Tensor:
-    """Standard error of the sum over rows where log Z is the mean of the sides, which are independent."""
-    squares = (
-        (site.spread(i, "std_error") / len(site.sides)).square()
-        for site in sites
-        for i in range(len(site.sides))
-    )
-    return sum(squares, start=zero).sqrt()
 
 
 def _suspicions(weights: RowWeights, settings: dict[str, Any]) -> tuple[str, ...]:
@@ -247,19 +214,26 @@ def _suspicions(weights: RowWeights, settings: dict[str, Any]) -> tuple[str, ...
     limit = _HEAVY_TAIL + pareto_k_error(particles, _HEAVY_TAIL)
     wide = (particles / weights.ess - 1.0) > _SMALL_SPREAD**2
     heavy = (weights.pareto_k > limit) & wide
-    few = weights.ess < min(_FEW_PARTICLES, 0.5 * particles)
+    enough = min(_FEW_PARTICLES, 0.5 * particles)
+    few = weights.ess < enough
     bias = weights.bias.mean().item()
     flags = []
     if not bool(torch.isfinite(weights.value).all()):
         count = int((~torch.isfinite(weights.value)).sum())
         flags.append(f"{count} of {number} rows have no finite estimate")
-    if bias > _LARGE_BIAS:
+    if math.isinf(bias):
+        count = int(weights.bias.isinf().sum())
+        flags.append(
+            f"half of the weights are all zero in {count} of {number} rows, whose estimates may be too low "
+            "by any amount: use a guide that covers the posterior"
+        )
+    elif bias > _LARGE_BIAS:
         flags.append(
             f"the estimate is too low by about {bias:.1f} nats or more: use more particles"
         )
     for mask, text in (
         (heavy, f"the tail of the weights is heavy (Pareto k above {limit:.2f})"),
-        (few, f"fewer than {_FEW_PARTICLES:.0f} of {particles} particles carry the weight"),
+        (few, f"fewer than {enough:g} of {particles} particles carry the weight"),
     ):
         if int(mask.sum()) > _SHARE * number:
             flags.append(f"{text} in {int(mask.sum())} of {number} rows: use a better guide")
@@ -287,14 +261,10 @@ def _side(exact: bool, sites: Sequence[SiteLogPartition]) -> str | None:
 
 
 def _joinable(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in ("seed", "num_rows")}
+    other = ("seed", "chunk_size", "num_rows")
+    return {name: value for name, value in settings.items() if name not in other}
 
 
-def _cat(sides: Sequence[LogPartitionEstimate]) -> LogPartitionEstimate:
-    """Estimates of several batches as one, without weights."""
-    numbers: dict[str, Any] = {
-        name: torch.cat([getattr(side, name) for side in sides])
-        for name in ("value", "std_error", "lower", "upper", "ess")
-    }
-    flags = tuple(dict.fromkeys(text for side in sides for text in side.flags))
-    return replace(sides[0], **numbers, log_weights=None, flags=flags)
+def _seeds(seed: Any) -> list[Any]:
+    """The seeds of a part, which may have been joined itself."""
+    return seed if isinstance(seed, list) else [seed]

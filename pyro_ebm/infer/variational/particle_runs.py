@@ -3,22 +3,31 @@
 
 """Runs of a model and its guide with many particles, as log-weights by row of a plate."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_ebm.distributions import DBM, EnergyBased
 from pyro_ebm.distributions.wrapped import wrapped_machine
+from pyro_ebm.infer.mcmc.site_density import plate_nesting
 from pyro_ebm.infer.variational.given_log_partition import (
     GivenLogPartition,
     MachineCollector,
     SiteNormalizer,
+)
+from pyro_ebm.infer.variational.guide_match import (
+    check_match,
+    check_point_masses,
+    check_scales,
+    guide_terms,
+    model_terms,
+    row_frame,
+    share_masks,
 )
 
 __all__ = ["ParticleRuns"]
@@ -54,16 +63,19 @@ class ParticleRuns:
         self._plate, self._vectorize = plate, vectorize
         collector = MachineCollector()
         guide_trace, model_trace = self._traces(collector, None)
-        _check_match(guide_trace, model_trace)
-        nodes = [*_counted(guide_trace), *_counted(model_trace)]
-        self._nesting = max((_nesting(node) for node in nodes), default=0)
-        self._frame = None if plate is None else _row_frame(plate, nodes)
+        check_match(guide_trace, model_trace)
+        check_point_masses(self._guide_trace, guide_trace, model_trace)
+        nodes = [*guide_terms(guide_trace), *model_terms(model_trace)]
+        self._nesting = max((plate_nesting(node) for node in nodes), default=0)
+        self._frame = None if plate is None else row_frame(plate, nodes)
         #: The machines whose log Z is missing, by site.
         self.machines: dict[str, EnergyBased] = collector.machines
         #: Whether there is no latent variable.
-        self.is_observed = not _counted(guide_trace)
+        self.is_observed = not guide_terms(guide_trace)
+        if not self.is_observed:
+            check_scales(nodes, self._frame)
         #: Whether some site's log-probability is a bound.
-        self.has_bound = any(_is_bound(node) for node in _counted(model_trace))
+        self.has_bound = any(_is_bound(node) for node in model_terms(model_trace))
         self._messenger: Messenger = collector
 
     def attach(self, normalizers: Mapping[str, SiteNormalizer]) -> None:
@@ -80,13 +92,13 @@ class ParticleRuns:
     def counts(self, normalizers: Mapping[str, SiteNormalizer]) -> dict[str, Tensor]:
         """By how much the sum of the rows' log-probabilities falls for a nat of each log Z, by site."""
         with torch.no_grad():
-            guide_trace = poutine.trace(self._guide).get_trace(*self._args, **self._kwargs)
+            guide_trace = self._guide_trace()
         with torch.enable_grad():
             model_trace = self._model_trace(guide_trace, self._messenger, None)
             total = sum(
                 (
                     self._by_row(node, 1).sum()
-                    for node in _counted(model_trace)
+                    for node in model_terms(model_trace)
                     if node["name"] in normalizers
                 ),
                 start=torch.zeros((), dtype=torch.float64),
@@ -105,9 +117,13 @@ class ParticleRuns:
     def _traces(
         self, messenger: Messenger, number: int | None
     ) -> tuple[poutine.Trace, poutine.Trace]:
-        guide = self._many(self._guide, number)
-        guide_trace = poutine.trace(guide).get_trace(*self._args, **self._kwargs)
-        return guide_trace, self._model_trace(guide_trace, messenger, number)
+        guide_trace = self._guide_trace(lambda guide: self._many(guide, number))
+        model_trace = self._model_trace(guide_trace, messenger, number)
+        share_masks(guide_trace, model_trace)
+        return guide_trace, model_trace
+
+    def _guide_trace(self, handler: Callable[[Any], Any] = lambda guide: guide) -> poutine.Trace:
+        return poutine.trace(handler(self._guide)).get_trace(*self._args, **self._kwargs)
 
     def _model_trace(
         self, guide_trace: poutine.Trace, messenger: Messenger, number: int | None
@@ -133,8 +149,8 @@ class ParticleRuns:
     def _log_weights(self, number: int | None) -> Tensor:
         guide_trace, model_trace = self._traces(self._messenger, number)
         total: Any = 0.0
-        for sign, trace in ((1.0, model_trace), (-1.0, guide_trace)):
-            for node in _counted(trace):
+        for sign, nodes in ((1.0, model_terms(model_trace)), (-1.0, guide_terms(guide_trace))):
+            for node in nodes:
                 total = total + sign * self._by_row(node, number or 1)
         rows = 1 if self._frame is None else self._frame.size
         return torch.as_tensor(total, dtype=torch.float64).expand(number or 1, rows)
@@ -155,83 +171,6 @@ class ParticleRuns:
         return log_prob.expand(number, rows)
 
 
-def _counted(trace: poutine.Trace) -> list[Any]:
-    """The sites of a trace that have a log-probability: no plates, no deterministic ones."""
-    return [node for node in _nodes(trace) if _has_density(node)]
-
-
-def _nodes(trace: poutine.Trace) -> Iterator[Any]:
-    return (node for node in trace.nodes.values() if node["type"] == "sample")
-
-
-def _is_plate(node: Any) -> bool:
-    return type(node["fn"]).__name__ == "_Subsample"
-
-
-def _has_density(node: Any) -> bool:
-    masked = isinstance(node["fn"], MaskedDistribution) and node["fn"]._mask is False
-    return not (_is_plate(node) or masked or node["mask"] is False)
-
-
 def _is_bound(node: Any) -> bool:
     machine = wrapped_machine(node["fn"])
     return isinstance(machine, DBM) and machine.depth > 1
-
-
-def _nesting(node: Any) -> int:
-    dims = [-frame.dim for frame in node["cond_indep_stack"] if frame.vectorized]
-    return max([len(node["fn"].batch_shape), *dims])
-
-
-def _row_frame(plate: str, nodes: list[Any]) -> Any:
-    """The frame of the plate of rows, in which all sites must be."""
-    frames = [
-        {frame.name: frame for frame in node["cond_indep_stack"] if frame.vectorized}
-        for node in nodes
-    ]
-    outside = sorted(
-        {node["name"] for node, own in zip(nodes, frames, strict=True) if plate not in own}
-    )
-    if not nodes or len(outside) == len({node["name"] for node in nodes}):
-        known = sorted({name for own in frames for name in own})
-        raise ValueError(f"plate must name a vectorised plate of the model, {known}, got {plate!r}")
-    if outside:
-        raise ValueError(
-            f"the sites {outside} are outside of plate {plate!r}, whose rows then have no likelihoods of "
-            "their own: condition the model on them, or give plate=None for the likelihood of the whole"
-        )
-    return frames[0][plate]
-
-
-def _check_match(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
-    """Refuse a guide that is none of this model, and what would make weights wrong."""
-    for trace in (guide_trace, model_trace):
-        for node in _nodes(trace):
-            if _is_plate(node) and (node["fn"].subsample_size or node["fn"].size) < node["fn"].size:
-                raise ValueError(
-                    f"plate {node['name']!r} takes a random subsample, so that particles would be "
-                    "of different rows; give them, pyro.plate(..., subsample=rows), in an autoguide by "
-                    "create_plates"
-                )
-    of_guide = {
-        n["name"]: n for n in _nodes(guide_trace) if not _is_plate(n) and not n["is_observed"]
-    }
-    of_model = {n["name"]: n for n in _nodes(model_trace) if not _is_plate(n)}
-    missing = [
-        name
-        for name, n in of_model.items()
-        if not n["is_observed"] and name not in of_guide and _has_density(n)
-    ]
-    auxiliary = [name for name, n in of_guide.items() if n["infer"].get("is_auxiliary")]
-    unknown = [name for name in of_guide if name not in of_model and name not in auxiliary]
-    if missing or unknown:
-        raise ValueError(
-            f"guide and model must have the same latent sites; the guide lacks {missing} and has {unknown}, "
-            "which the model has not"
-        )
-    for name, node in of_guide.items():
-        machine = wrapped_machine(node["fn"])
-        if machine is not None and machine.log_partition is None:
-            raise ValueError(
-                f"site {name!r} of the guide is a machine without log Z; attach it by normalize"
-            )

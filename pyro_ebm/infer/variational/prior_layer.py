@@ -14,7 +14,7 @@ from pyro_ebm.distributions.wrapped import wrapped_machine
 from pyro_ebm.infer.mcmc.even_layers import as_rbm
 from pyro_ebm.ops.linear import apply_weight
 
-__all__ = ["neutral_draw", "prior_layer", "visible_machine"]
+__all__ = ["prior_layer", "visible_machine"]
 
 #: Updates of both sides: a start need not be a fixed point.
 _NUM_UPDATES = 20
@@ -26,17 +26,6 @@ def visible_machine(fn: Any) -> RBM | DBM | None:
     """The machine that a site's distribution is or wraps; None if it is no machine of visible units."""
     machine = wrapped_machine(fn)
     return machine if isinstance(machine, RBM | DBM) else None
-
-
-def neutral_draw(site: Any) -> Tensor:
-    """A value of a site, of a machine without its weights: that costs no chain."""
-    fn = site["fn"]
-    machine = visible_machine(fn)
-    if machine is None:
-        value: Tensor = fn.sample()
-        return value.detach()
-    unit = _visible(machine)
-    return unit.natural_sample(unit.natural_bias.detach().expand(fn.shape()))
 
 
 @torch.no_grad()

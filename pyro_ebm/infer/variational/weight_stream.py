@@ -13,9 +13,6 @@ from pyro_ebm.ops.pareto import pareto_k
 
 __all__ = ["RowWeights", "WeightStream"]
 
-#: Entries of the table of weights that the tails of some rows are put into: 8 MiB.
-_TAIL_ENTRIES = 2**20
-
 
 @dataclass(frozen=True)
 class RowWeights:
@@ -23,7 +20,8 @@ class RowWeights:
 
     :param Tensor value: :math:`\log \frac{1}{K} \sum_k w_k`.
     :param Tensor std_error: its standard error (delta method); zero where nothing is random.
-    :param Tensor bias: how much too low the value is, as far as halving the number of weights shows it.
+    :param Tensor bias: how much too low the value is, as far as halving the number of weights shows it:
+        infinite where half of them are all zero.
     :param Tensor ess: Kish's effective number of weights; NaN where nothing is random.
     :param Tensor pareto_k: shape of the tail of the weights; NaN for fewer than 25.
     """
@@ -93,7 +91,13 @@ class WeightStream:
             error = ((number * share - 1.0) / (number - 1)).clamp(min=0.0).sqrt()
         else:
             error = torch.full_like(value, math.inf)
-        return RowWeights(value, error, self._bias(value), share.reciprocal(), self._tails())
+        # All weights are zero: nothing is known, which 0 / 0 would call NaN.
+        empty = value == -math.inf
+        error = torch.where(empty, math.inf, error)
+        ess = torch.where(empty, 0.0, share.reciprocal())
+        assert self._top is not None
+        shape = pareto_k(self._top, num_weights=number)
+        return RowWeights(value, error, self._bias(value), ess, shape)
 
     def _bias(self, value: Tensor) -> Tensor:
         """What the log-mean-exp gains over that of half the weights."""
@@ -105,17 +109,8 @@ class WeightStream:
             (log_sum - math.log(count)) * (count / self._total)
             for log_sum, count in zip((first, second), counts, strict=True)
         ]
-        return value - sum(means)
-
-    def _tails(self) -> Tensor:
-        """Shapes of the tails, from the largest weights and the number of those below."""
-        assert self._top is not None
-        missing = self._total - len(self._top)
-        shapes = []
-        for top in self._top.split(max(1, _TAIL_ENTRIES // self._total), dim=1):
-            below = top.new_full((missing, top.shape[1]), -math.inf)
-            shapes.append(pareto_k(torch.cat([top, below])))
-        return torch.cat(shapes)
+        # Minus infinity less itself is none: a row without any weight gains infinitely by the first.
+        return torch.where(value == -math.inf, math.inf, value - sum(means))
 
 
 def _add(a: Tensor | None, b: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import (
+    HMC,
     MCMC,
-    NUTS,
     SVI,
     Predictive,
     Trace_ELBO,
@@ -215,7 +215,12 @@ class TestInference:
             expected = log_score(machine, whole(FREE)).logsumexp(0) - log_z(machine)
             expected = expected + dist.Normal(double(0.0), 1.5).log_prob(shift).squeeze()
             assert torch.allclose(torch.stack(own).logsumexp(0), expected, rtol=0, atol=1e-9)
-        kernel = Gibbs([(MetropolisBlockGibbs(fixed), ["v_free"]), (NUTS(fixed), ["shift"])])
+        kernel = Gibbs(
+            [
+                (MetropolisBlockGibbs(fixed), ["v_free"]),
+                (HMC(fixed, step_size=0.1, num_steps=2, adapt_step_size=False), ["shift"]),
+            ]
+        )
         mcmc = MCMC(kernel, 4, 4, disable_progbar=True)
         mcmc.run()
         assert mcmc.get_samples()["v_free"].shape == (4, 2)

@@ -269,9 +269,8 @@ class TestElbo:
         guide = poutine.scale(self.machine_guide, scale=scale)
         assert close(-loss.loss(model, guide), self.exact_elbo(make, scale))
 
-    @pytest.mark.parametrize(
-        "kind, elbo", [("rbm", Trace_ELBO), ("rbm", TraceGraph_ELBO), ("dbm", Trace_ELBO)]
-    )
+    @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO])
+    @pytest.mark.parametrize("kind", ["rbm", "dbm"])
     def test_sampled_guide(self, kind: str, elbo: Any) -> None:
         number = 20_000
         loss = ContrastiveDivergence(
@@ -422,7 +421,7 @@ class TestCheckLogPartitions:
         exact = float((prior + log_p.sum(0)).logsumexp(0) + step.log())
         found = {}
         for normalize in (True, False):
-            run = Importance(self.model(normalize), num_samples=200).run()
+            run = Importance(self.model(normalize), num_samples=100).run()
             found[normalize] = float(run.get_log_normalizer())
         assert abs(found[True] - exact) < 0.5 < abs(found[False] - exact)
 

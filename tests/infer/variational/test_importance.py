@@ -17,6 +17,7 @@ from pyro_ebm.distributions import RBM, BernoulliRBM
 from pyro_ebm.infer import (
     AutoMeanFieldBoltzmann,
     LogPartitionBracket,
+    LogPartitionEstimate,
     ModelLogLikelihood,
     exact_log_partition,
     importance_log_likelihood,
@@ -30,6 +31,7 @@ from tests.infer.variational.noisy_bits import (
     estimate,
     evidence,
     fair,
+    observing,
     program,
     some_rows,
 )
@@ -249,13 +251,16 @@ class TestRows:
         machine, x = bits(), some_rows(5)
         bracket = LogPartitionBracket(estimate(1.0, 0.1, "below"), estimate(1.2, 0.2, "above"))
 
-        def call(rows: Tensor) -> ModelLogLikelihood:
+        def call(rows: Tensor, **options: Any) -> ModelLogLikelihood:
             model, guide = program(machine, rows)
             return importance_log_likelihood(
-                model, guide, num_particles=4, log_partition=bracket, plate="rows", seed=0
+                model, guide, num_particles=4, log_partition=bracket, plate="rows", **options
             )
 
-        whole, joined = call(x), ModelLogLikelihood.join([call(x[:2]), call(x[2:])])
+        parts = [call(x[:2], seed=0, chunk_size=3), call(x[2:4]), call(x[4:], seed=1)]
+        # Joined twice, as parts of parts.
+        whole = call(x)
+        joined = ModelLogLikelihood.join([ModelLogLikelihood.join(parts[:2]), parts[2]])
         for name in ("value", "std_error", "log_partition_error", "optimistic", "pessimistic"):
             torch.testing.assert_close(getattr(joined, name), getattr(whole, name), **CLOSE)
         for name in ("lower", "upper"):
@@ -263,7 +268,7 @@ class TestRows:
                 getattr(joined, name), getattr(whole, name), rtol=1e-6, atol=1e-6
             )
         torch.testing.assert_close(joined.rows, whole.rows, **CLOSE)
-        assert joined.settings["seed"] == [0, 0] and joined.settings["num_rows"] == 5
+        assert joined.settings["seed"] == [0, None, 1] and joined.settings["num_rows"] == 5
         with pytest.raises(ValueError, match="nothing to join"):
             ModelLogLikelihood.join([])
         model, guide = program(machine, x)
@@ -273,6 +278,22 @@ class TestRows:
         with pytest.raises(ValueError, match="same sites and settings"):
             ModelLogLikelihood.join([whole, other])
 
+    def test_join_of_equal_seeds(self) -> None:
+        """The same random numbers in all parts: their errors would not average out."""
+        machine, x = bits(), some_rows()
+
+        def call(model: Any, guide: Any) -> ModelLogLikelihood:
+            return importance_log_likelihood(
+                model, guide, num_particles=4, log_partition=1.0, plate="rows", seed=5
+            )
+
+        part = call(program(machine, x)[0], fair(x))
+        with pytest.raises(ValueError, match=r"seeds \[5, 5\]"):
+            ModelLogLikelihood.join([part, part])
+        exact = call(observing(machine, (x > 0).double()), lambda: None)
+        assert len(ModelLogLikelihood.join([exact, exact]).rows) == 8
+        assert "particles" not in str(exact) and "of 4 rows, log Z of v by given" in str(exact)
+
     def test_report(self) -> None:
         machine, x = bits(), some_rows()
         result = importance_log_likelihood(
@@ -281,7 +302,16 @@ class TestRows:
         data = json.loads(json.dumps(result.to_dict()))
         assert data["settings"]["num_particles"] == 4 and data["settings"]["num_rows"] == 4
         assert data["settings"]["log_partition"]["v"]["method"] == "made up"
+        assert "of 4 rows by 4 particles" in str(result)
         assert "log Z of v by made up" in str(result) and "a lower bound" in str(result)
+
+    def test_report_of_an_estimate_without_a_method(self) -> None:
+        machine, x = bits(), (some_rows() > 0).double()
+        given = LogPartitionEstimate.from_error(1.0, 0.1, {}, ess=None, warn=False)
+        result = importance_log_likelihood(
+            observing(machine, x), lambda: None, log_partition=given, plate="rows"
+        )
+        assert str(result).endswith("of 4 rows, log Z of v")
 
     def test_seed(self) -> None:
         """The same numbers, and none taken from the global generator."""

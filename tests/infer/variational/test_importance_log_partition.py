@@ -3,6 +3,7 @@
 """Log Z and its errors in the likelihood of a whole model."""
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -13,13 +14,14 @@ from pyro import poutine
 from pyro_ebm.distributions import BernoulliRBM
 from pyro_ebm.infer import (
     LogPartitionBracket,
+    ModelLogLikelihood,
     clamped,
     conditional_likelihood,
     exact_log_partition,
     importance_log_likelihood,
     log_likelihood,
 )
-from pyro_ebm.infer.variational.model_likelihood import SiteLogPartition
+from pyro_ebm.infer.variational.site_log_partition import SiteLogPartition, side_error
 from pyro_ebm.nn import NeuralBoltzmannMachine
 from tests.deep_machines import random_dbm
 from tests.infer.variational.noisy_bits import (
@@ -131,6 +133,35 @@ class TestLogPartition:
             1.96 * math.hypot(0.2, 0.3), rel=1e-4
         )
 
+    def test_one_estimate_at_several_sites(self) -> None:
+        """A sequence of one machine: its error is the same one at every step, the midpoint's too."""
+        machine, other = bits(), bits()
+        x = (some_rows() > 0).double()
+
+        def model() -> None:
+            with pyro.plate("rows", 4):
+                for t in range(3):
+                    pyro.sample(f"v{t}", machine, obs=x)
+                pyro.sample("other", other, obs=x)
+
+        below, above = estimate(1.0, 0.1, "below"), estimate(1.3, 0.2, "above")
+        bracket, apart = LogPartitionBracket(below, above), estimate(2.0, 0.3)
+
+        def call(same: Any) -> ModelLogLikelihood:
+            given = {"other": apart} | {f"v{t}": same for t in range(3)}
+            return importance_log_likelihood(model, lambda: None, log_partition=given, plate="rows")
+
+        one = call(below)
+        assert one.log_partition_error.item() == pytest.approx(math.hypot(0.3, 0.3))
+        assert (one.upper - one.value).item() == pytest.approx(
+            1.96 * math.hypot(0.3, 0.3), rel=1e-4
+        )
+        both = call(bracket)
+        expected = math.sqrt((3 * 0.05) ** 2 + (3 * 0.1) ** 2 + 0.3**2)
+        assert both.log_partition_error.item() == pytest.approx(expected)
+        margin = (both.pessimistic - both.lower).item()
+        assert margin == pytest.approx(1.96 * math.hypot(0.6, 0.3), rel=1e-4)
+
     def test_scale_and_mask(self) -> None:
         """What is masked out needs no log Z, what is scaled counts so much more."""
         machine, x = bits(), (some_rows() > 0).double()
@@ -171,7 +202,7 @@ class TestLogPartition:
     def test_infinite_error_of_a_machine_that_does_not_count(self) -> None:
         sides = (estimate(torch.zeros(2), torch.tensor([0.1, math.inf])),)
         site = SiteLogPartition("v", sides, torch.tensor([3.0, 0.0], dtype=torch.float64))
-        assert site.spread(0, "std_error").item() == pytest.approx(0.3)
+        assert side_error([site], 0, "std_error").item() == pytest.approx(0.3)
 
     def test_parameters_that_are_learnt(self) -> None:
         """Parameters that require a gradient need nothing special."""
@@ -182,6 +213,36 @@ class TestLogPartition:
             observing(own, x), lambda: None, log_partition=exact_log_partition, plate="rows"
         )
         assert not result.rows.requires_grad and not result.value.requires_grad
+
+    def test_mixture_of_machines_that_are_learnt(self) -> None:
+        """Parameters that require a gradient and depend on what is drawn: the numbers of constants."""
+        weights = torch.randn(2, 3, 2).double().requires_grad_()
+        biases = torch.randn(2, 3).double().requires_grad_()
+        x = (some_rows() > 0).double()
+
+        def component(k: Any) -> BernoulliRBM:
+            return BernoulliRBM(weights[k], biases[k], torch.zeros(2).double())
+
+        def model() -> None:
+            with pyro.plate("rows", 4):
+                k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7]).double()))
+                pyro.sample("v", component(k), obs=x)
+
+        with torch.no_grad():
+            log_p = torch.stack(
+                [component(k).log_prob(x) - exact_log_partition(component(k)) for k in range(2)], -1
+            )
+            joint = log_p + torch.tensor([0.3, 0.7]).double().log()
+
+        def guide() -> None:
+            with pyro.plate("rows", 4):
+                pyro.sample("k", dist.Categorical(logits=joint))
+
+        result = importance_log_likelihood(
+            model, guide, num_particles=5, log_partition=exact_log_partition, plate="rows"
+        )
+        torch.testing.assert_close(result.rows, joint.logsumexp(-1), **CLOSE)
+        assert result.log_partition_error == 0.0
 
     def test_prior_of_every_row(self) -> None:
         """A latent machine with parameters of its own for every row, and log Z by row."""

@@ -305,6 +305,28 @@ class TestStart:
         image = machine.visible.natural_mean(form.visible_bias + hidden @ form.weight.mT)
         torch.testing.assert_close(mean, image, rtol=0, atol=1e-2)
 
+    def test_parameters_of_an_earlier_guide(self) -> None:
+        """They stay in Pyro's store: a start that does not count is no silent one."""
+        machine = random_rbm(("bernoulli", "bernoulli"))
+        model = model_of(machine, data(), loading(machine))
+        init = {"v": torch.full((3,), -1.0).double()}
+        AutoMeanFieldBoltzmann(model, init=init)()
+        for call in (lambda guide: guide(), lambda guide: guide.mean()):
+            other = AutoMeanFieldBoltzmann(model, init={"v": torch.ones(3).double()})
+            with pytest.warns(
+                UserWarning, match=r"layers.v.bias'\].*clear_param_store.*unique names"
+            ):
+                call(other)
+            other()
+            assert bool((guide_theta(other) == -1.0).all())
+        # The same start, and the default one, which asks for nothing.
+        for quiet in (init, "mean-field"):
+            AutoMeanFieldBoltzmann(model, init=quiet)()
+        pyro.clear_param_store()
+        free = AutoMeanFieldBoltzmann(model, init={"v": torch.ones(3).double()})
+        free()
+        assert bool((guide_theta(free) == 1.0).all())
+
     def test_median(self) -> None:
         machine = random_rbm(("labels", "bernoulli"))
         guide = AutoMeanFieldBoltzmann(model_of(machine, data(), loading(machine)))

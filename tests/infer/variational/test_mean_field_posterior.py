@@ -77,16 +77,33 @@ class TestPosterior:
         elbo = -TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide)
         assert elbo > found.bound.sum().item()
 
-    def test_deep_machine(self) -> None:
-        machine = random_dbm(("bernoulli", "ising", "bernoulli"), (3, 2, 2), offsets=True)
+    @pytest.mark.parametrize("attached", [False, True])
+    def test_deep_machine(self, attached: bool) -> None:
+        """E_q of the log joint plus the entropy, over all states of the even and the odd layers."""
+        machine = random_dbm(
+            ("bernoulli", "ising", "bernoulli", "ising"), (3, 2, 2, 1), offsets=True
+        )
+        log_z = exact_log_partition(machine) if attached else torch.zeros(()).double()
         x, weights = one_sided(machine)
-        found = mean_field_posterior(linear_model(machine, x, weights))
+        model = linear_model(machine.normalize(log_z) if attached else machine, x, weights)
+        found = mean_field_posterior(model)
         assert [mean.shape[-1] for mean in found.means] == list(machine.sizes)
-        v = states_of(machine)
-        log_p = torch.stack([exact_log_partition(machine.posterior(row)) for row in v])
-        evidence = (log_p.unsqueeze(1) + linear_likelihood(v, x, weights)).logsumexp(0)
-        assert bool((found.bound <= evidence + 1e-9).all())
-        assert bool((found.bound > evidence - 2.0).all())
+        q = [
+            LayerDistribution(tilted_to(unit, theta))
+            for unit, theta in zip(machine.units, found.thetas, strict=True)
+        ]
+        own = [unit.states(0, unit.num_states or 0) for unit in machine.units]
+        index = torch.cartesian_prod(*(torch.arange(len(own_states)) for own_states in own))
+        states = [layer[i] for layer, i in zip(own, index.T, strict=True)]
+        log_q = torch.stack(
+            [fn.log_prob(s.unsqueeze(1)) for fn, s in zip(q, states, strict=True)]
+        ).sum(0)
+        joint = (
+            linear_likelihood(states[0], x, weights) - machine.energy(states).unsqueeze(-1) - log_z
+        )
+        expected = (log_q.exp() * (joint - log_q)).sum(0)
+        torch.testing.assert_close(found.bound, expected, **CLOSE)
+        assert bool((found.bound <= joint.logsumexp(0) + 1e-9).all())
 
     def test_plates_of_two_axes(self) -> None:
         """Rows come to the same in whatever shape they stand."""
@@ -122,6 +139,18 @@ class TestPosterior:
             mean_field_posterior(model, max_updates=0)
         with pytest.raises(ValueError, match="damping"):
             mean_field_posterior(model, damping=1.0)
+
+        def two() -> None:
+            pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+            pyro.sample("v", machine)
+
+        with pytest.raises(
+            ValueError, match=r"^mean_field_posterior needs a model with one latent"
+        ):
+            mean_field_posterior(two)
+        gaussian = random_rbm(("gaussian", "bernoulli"))
+        with pytest.raises(ValueError, match=r"^mean_field_posterior needs discrete visible units"):
+            mean_field_posterior(model_of(gaussian, data(), loading(gaussian)))
         weights = torch.zeros(ROWS, 3, 2)
         x, linear = one_sided(machine)
         own = BernoulliRBM(weights, torch.zeros(3), torch.zeros(2)).to(torch.float64)
