@@ -56,12 +56,15 @@ intersphinx_mapping = (
 )
 
 # Tutorials are executed, in seconds and on little data; PYRO_EBM_TUTORIALS=full make docs runs them as
-# their examples' defaults are, =off leaves them out (the doctest builder does). Their kernels import the examples.
+# their examples' defaults are, =off leaves them out (the doctest builder does). Their kernels import
+# the examples.
 tutorials = os.environ.setdefault("PYRO_EBM_TUTORIALS", "smoke")
 if tutorials not in ("smoke", "full", "off"):
     raise ValueError(f"PYRO_EBM_TUTORIALS must be 'smoke', 'full' or 'off', got {tutorials!r}")
 examples = str(Path(__file__).resolve().parents[2] / "examples")
-os.environ["PYTHONPATH"] = os.pathsep.join([examples, *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [examples, *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Pyro's progress bars look for widgets that a built page has no use for.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")

@@ -4,6 +4,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -17,7 +18,6 @@ from pyro_ebm.distributions import RBM, BernoulliRBM
 from pyro_ebm.infer import (
     AutoMeanFieldBoltzmann,
     LogPartitionBracket,
-    LogPartitionEstimate,
     ModelLogLikelihood,
     exact_log_partition,
     importance_log_likelihood,
@@ -307,7 +307,7 @@ class TestRows:
 
     def test_report_of_an_estimate_without_a_method(self) -> None:
         machine, x = bits(), (some_rows() > 0).double()
-        given = LogPartitionEstimate.from_error(1.0, 0.1, {}, ess=None, warn=False)
+        given = replace(estimate(1.0, 0.1), settings={})
         result = importance_log_likelihood(
             observing(machine, x), lambda: None, log_partition=given, plate="rows"
         )
