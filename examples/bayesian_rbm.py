@@ -61,7 +61,8 @@ SMOKE = {
 
 
 def small_images(num_rows: int, num_held_out: int, side: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Digits averaged over side x side fields, each on where it has more ink than in the mean image.
+    """Digits averaged over side x side fields, each on where it has more ink than in the mean of the rows to
+    learn from.
 
     :returns: the rows to learn from and the held-out ones, float64, shape ``(rows, side * side)``.
     """
@@ -69,9 +70,9 @@ def small_images(num_rows: int, num_held_out: int, side: int, seed: int) -> tupl
     images = torch.cat([digits.train(), digits.test()])
     fields = torch.nn.functional.adaptive_avg_pool2d(images.reshape(-1, 1, 8, 8), side)
     fields = fields.reshape(len(images), -1).double()
-    bits = (fields > fields.mean(0)).double()
-    order = torch.randperm(len(bits), generator=torch.Generator().manual_seed(seed))
-    bits = bits[order]
+    order = torch.randperm(len(fields), generator=torch.Generator().manual_seed(seed))
+    fields = fields[order]
+    bits = (fields > fields[:num_rows].mean(0)).double()
     return bits[:num_rows], bits[num_rows : num_rows + num_held_out]
 
 

@@ -56,8 +56,8 @@ SMOKE = {
     "epochs": 20,
     "num_chains": 50,
     "averaging": 0.98,
-    "draws": 40,
-    "warmup": 25,
+    "draws": 30,
+    "warmup": 20,
     "chains": 2,
     "fit_rows": 1000,
 }
@@ -142,7 +142,8 @@ class Posterior:
     """Draws given what was seen.
 
     :param Tensor mean: probability of ink by pixel, shape ``(images, V)``.
-    :param Tensor mode: an image near a mode of the posterior, shape ``(images, V)``.
+    :param Tensor mode: an image near a mode of the posterior given the noise at its posterior mean (or as
+        it is known), shape ``(images, V)``.
     :param Tensor draws: a few draws, shape ``(4, images, V)``.
     :param parameters: draws of the noise, shapes ``(chains, draws, 1 or images)``.
     :param ChainSummary summary: R-hat and effective sample sizes of the noise, and of the ink of some images.
@@ -277,13 +278,21 @@ def filters(
 
 
 def priors(machine: RBM | DBM, data: datasets.Dataset, options: Any) -> dict[str, RBM | DBM]:
-    """The machine, and two that know less of digits."""
+    """The machine, and two that know less of digits, and are fitted on fewer images (``fit_rows``)."""
     rows = data.binarized("train", seed=0)[: options.fit_rows]
     return {
         "independent pixels": independent_pixels(rows),
         "Ising lattice": fit_lattice(rows, data.image_shape),
         "machine": machine,
     }
+
+
+def fitted_on(data: datasets.Dataset, options: Any) -> dict[str, int | str]:
+    """How many training images each prior has seen."""
+    count = len(data.train())
+    few = min(options.fit_rows, count)
+    machine = f"those of {options.model}" if options.model else count
+    return {"independent pixels": few, "Ising lattice": few, "machine": machine}
 
 
 def run(options: Any) -> dict[str, Any]:
@@ -307,6 +316,7 @@ def run(options: Any) -> dict[str, Any]:
         "command": " ".join(sys.argv),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         "truth": TRUTH[options.noise],
+        "fitted_on": fitted_on(data, options),
         "noise": {
             n: noise_report(p.parameters, TRUTH[options.noise]) for n, p in posteriors.items()
         },
@@ -361,7 +371,7 @@ def parse(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--num-chains", type=int, default=200, help="chains of the training")
     parser.add_argument("--learning-rate", type=float, default=0.2)
     parser.add_argument("--averaging", type=float, default=0.999)
-    parser.add_argument("--fit-rows", type=int, default=5000, help="images that fit the lattice")
+    parser.add_argument("--fit-rows", type=int, default=5000, help="images of both other priors")
     parser.add_argument("--draws", type=int, default=250)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--chains", type=int, default=2)

@@ -86,6 +86,8 @@ def text_of(report: Mapping[str, Any]) -> str:
             lines.append(
                 f"{method}: {name} {x['mean']:.3f} ({x['low']:.3f} to {x['high']:.3f}), truth {x['truth']:g}"
             )
+    seen = ", ".join(f"{name} {count}" for name, count in report["fitted_on"].items())
+    lines.append(f"training images: {seen}")
     lines.append(f"{'':30} wrong pixels [%]       PSNR [dB]   calibration error")
     for method, by_part in report["images"].items():
         for part in ("given", "hidden"):

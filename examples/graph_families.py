@@ -59,7 +59,8 @@ FAMILIES = {"hubs": hubs, "rasters": rasters}
 def fit_priors(
     family: str, num_spins: int, options: Any
 ) -> tuple[dict[str, RBM], dict[str, float]]:
-    """Priors of edges from graphs of the family: an RBM, and independent edges with the same rates.
+    """Priors of edges from graphs of the family: an RBM, and independent edges with the rates of the graphs,
+    which those of the RBM are close to (see ``edge_rates``).
 
     :returns: the priors, and the log-likelihood of each on further graphs in nats a graph.
     """
@@ -86,3 +87,11 @@ def fit_priors(
         for name, prior in priors.items()
     }
     return priors, fits
+
+
+def edge_rates(prior: RBM) -> Tensor:
+    """Probability of every edge, the gradient of log Z by its bias, shape ``(pairs,)``."""
+    bias = prior.visible.bias.detach().clone().requires_grad_()
+    machine = BernoulliRBM(prior.weight.detach(), bias, prior.hidden.bias.detach())
+    (rates,) = torch.autograd.grad(exact_log_partition(machine), bias)
+    return rates

@@ -4,8 +4,10 @@
 """Images of base and new classes, a deep machine that has seen the base classes only, and its features."""
 
 import argparse
+import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,22 +94,49 @@ def make_splits(sources: tuple[range, ...], number: int, seed: int) -> list[Spli
     return [Split(tuple(k for k in everything if k not in own), tuple(own)) for own in new]
 
 
-def machine_of(split: Split, images: Images, options: argparse.Namespace, folder: Any) -> nn.DBM:
-    """The machine of a split: read from its folder, or trained on the base classes and written there."""
-    file = folder / "model.safetensors"
-    if options.skip_training:
-        return pyro_ebm.load(file)
+def machine_of(split: Split, images: Images, options: argparse.Namespace, folder: Path) -> nn.DBM:
+    """The machine of a split: read from its folder, or trained on the base classes and written there.
+
+    :raises SystemExit: if the one that is there was trained on other images.
+    """
+    file, note = folder / "model.safetensors", folder / "trained_on.json"
     rows = images.train[torch.isin(images.train_labels, torch.tensor(split.base))]
+    trained_on = {
+        "data": list(options.data),
+        "base_classes": list(split.base),
+        "per_class": options.per_class,
+        "images": len(rows),
+        "seed": options.seed,
+    }
+    if options.skip_training:
+        _check_training(note, trained_on)
+        return pyro_ebm.load(file)
     order = torch.randperm(len(rows), generator=Generator().manual_seed(options.seed))
     own = argparse.Namespace(**{**vars(options), "output": folder})
-    if options.checkpoint:
-        own.checkpoint = f"{options.checkpoint}.{folder.name}"
     started = time.process_time()
     trainer, _ = train_dbm(rows[order], own)
     print(f"CPU time of the training: {time.process_time() - started:.0f} s", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
+    # In this order no machine ever lies beside the note of another one.
+    note.unlink(missing_ok=True)
     pyro_ebm.save(trainer.averaged, file)
+    note.write_text(json.dumps(trained_on, indent=1) + "\n")
     return trainer.averaged
+
+
+def _check_training(note: Path, expected: dict[str, Any]) -> None:
+    """Whether a machine was trained on these images: one that has seen new classes would look too good."""
+    if not note.exists():
+        raise SystemExit(
+            f"--skip-training: {note} is missing, which says what the machine was trained on: train it again"
+        )
+    found = json.loads(note.read_text())
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise SystemExit(
+                f"--skip-training: the machine of {note.parent} was trained with {name} = "
+                f"{found.get(name)}, now it is {value}: repeat its options, or train again"
+            )
 
 
 def features(module: nn.DBM, images: Tensor) -> Tensor:

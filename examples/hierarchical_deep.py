@@ -199,6 +199,7 @@ def _episodes(
 
 def print_table(results: dict[str, Any]) -> None:
     """Every method's numbers in every task."""
+    print("\n+- is over episodes, which share test images and machines")
     for task, methods in results.items():
         print(f"\n{task}: accuracy, of new classes, AUROC (in %); the tree is ahead in accuracy by")
         for name, own in methods.items():
@@ -207,7 +208,7 @@ def print_table(results: dict[str, Any]) -> None:
                 f"{100 * one['mean']:5.1f} +- {100 * one['std_error']:.1f}" for one in first
             )
             ahead = (100 * first[0][key] for key in ("reference_ahead", "reference_ahead_error"))
-            print(f"  {name:24s} {numbers};  {next(ahead):5.1f} +- {next(ahead):.1f}")
+            print(f"  {name:31s} {numbers};  {next(ahead):5.1f} +- {next(ahead):.1f}")
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -375,7 +376,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--episodes", type=int, default=20, help="of every split and number of shots"
     )
     group.add_argument(
-        "--memory", type=int, default=50, help="images of a base class for baselines"
+        "--memory", type=int, default=50, help="images of a base class: nearest image, softmax"
     )
     group.add_argument("--predictive-draws", type=int, default=3, help="draws of the tree")
     group.add_argument("--sweeps", type=int, default=50, help="Gibbs sweeps of images")
@@ -392,6 +393,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         options.rbm_options |= SMOKE_RBM
     if len(options.hidden) != 2:
         raise SystemExit("--hidden must be the sizes of two layers")
+    if options.checkpoint or options.best_checkpoint:
+        raise SystemExit(
+            "every split has a machine of its own: there is no --checkpoint of all of them"
+        )
     return options
 
 

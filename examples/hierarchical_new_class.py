@@ -25,8 +25,6 @@ __all__ = ["NewClasses", "base_log_density"]
 
 #: Nodes of the quadrature; rows whose densities are computed at once.
 NODES, CHUNK = 8, 100
-#: A new super-class of less probability than this is left out.
-NEGLIGIBLE = math.log(1e-12)
 
 
 class NewClasses:
@@ -72,12 +70,12 @@ class NewClasses:
         parts = [
             self._student(n).log_prob(rows.unsqueeze(-2)).sum(-1) for n in range(len(self.used))
         ]
-        fresh = self.log_membership[-1]
-        if bool((fresh > NEGLIGIBLE).any()):
+        # However improbable it is, a new super-class may explain a row best: its law is the widest. Only a
+        # flat hierarchy has none.
+        if bool((self.log_membership[-1] > -math.inf).any()):
             parts.append(torch.cat([self._fresh.log_density(r) for r in rows.split(CHUNK)]))
-        else:
-            parts.append(torch.zeros_like(parts[0]))
-        return (torch.stack(parts) + self.log_membership.unsqueeze(1)).logsumexp(0)
+        weights = self.log_membership[: len(parts)].unsqueeze(1)
+        return (torch.stack(parts) + weights).logsumexp(0)
 
     def _student(self, number: int) -> dist.StudentT:
         """The law of a further image within a super-class."""

@@ -7,7 +7,6 @@ Every method gives a score to each row and class. The one of the greatest score 
 class is ahead of the others ranks the rows.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +33,8 @@ class Episode:
     """Examples of the new classes, and who else there is.
 
     :param Tensor support: rows of examples, ``shots`` of each new class, shape ``(K, shots)``.
-    :param Tensor memory: rows of images of base classes, empty where new classes are only to be told from
-        each other.
+    :param Tensor memory: rows of those images of base classes that methods without statistics keep, empty
+        where new classes are only to be told from each other.
     :param Tensor labels: classes of all training rows.
     :param classes: what can be answered, new classes first.
     :param Tensor asked: rows of the test images.
@@ -54,7 +53,7 @@ class Episode:
 
     @property
     def known(self) -> Tensor:
-        """All rows that a method may look at."""
+        """The rows of examples and of the memory."""
         return torch.cat([self.support.flatten(), self.memory])
 
 
@@ -79,22 +78,22 @@ def nearest_image(space: Space, episode: Episode) -> Tensor:
 
 
 def nearest_mean(space: Space, episode: Episode) -> Tensor:
-    """Minus the squared distance to the mean of the known images of each class."""
-    known, labels = space.train[episode.known], episode.labels[episode.known]
-    means = torch.stack([known[labels == k].mean(0) for k in episode.classes])
+    """Minus the squared distance to the mean of each class: of the examples of a new one, of all training
+    images of a base class, since a mean is all that is to be kept of them."""
+    new = space.train[episode.support].mean(1)
+    base = [space.train[episode.labels == k].mean(0) for k in episode.classes[len(new) :]]
+    means = torch.stack([*new, *base])
     return -torch.cdist(space.test[episode.asked], means).square()
 
 
 def logistic(space: Space, episode: Episode) -> Tensor:
-    """A new softmax layer on the features, every class with the same weight."""
-    from sklearn.exceptions import ConvergenceWarning
+    """A new softmax layer on the features, every class with the same weight; the penalty of its weights is
+    scikit-learn's, C = 1."""
     from sklearn.linear_model import LogisticRegression
 
     known, labels = space.train[episode.known].numpy(), episode.labels[episode.known].numpy()
-    classifier = LogisticRegression(class_weight="balanced", max_iter=100)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        classifier.fit(known, labels)
+    classifier = LogisticRegression(class_weight="balanced", max_iter=10_000)
+    classifier.fit(known, labels)
     score = torch.as_tensor(classifier.decision_function(space.test[episode.asked].numpy()))
     if score.dim() == 1:
         score = torch.stack([-score, score], 1)
@@ -125,8 +124,10 @@ METHODS: dict[str, tuple[Callable[[Space, Episode], Tensor], str]] = {
     "nearest image, pixels": (nearest_image, "pixels"),
     "nearest image, features": (nearest_image, "features"),
     "nearest image, whitened": (nearest_image, "whitened"),
+    "nearest image, whitened pixels": (nearest_image, "whitened pixels"),
     "nearest mean, features": (nearest_mean, "features"),
     "nearest mean, whitened": (nearest_mean, "whitened"),
+    "nearest mean, whitened pixels": (nearest_mean, "whitened pixels"),
     "softmax, features": (logistic, "features"),
     "softmax, whitened": (logistic, "whitened"),
 }

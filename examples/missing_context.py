@@ -44,7 +44,12 @@ class MissingContext(PyroModule):
     :param sizes: layers of the networks from x to the parameters of the machine of y; none for affine maps.
     :param int width: of the guide's hidden layer.
     :param int seed: seed of the initial parameters.
+
+    ``imputer`` is None, or the machine of x as it was when the gaps of the training rows were filled with
+    conditional means; the training that follows changes ``covariates``, and not it.
     """
+
+    imputer: RBM | None = None
 
     def __init__(
         self,

@@ -45,6 +45,10 @@ class Sequences:
         flat = other.frames.flatten(0, 1)
         return Sequences((self.frames - flat.mean(0)) / flat.std(0), self.labels, self.names)
 
+    def rows(self, chosen: Tensor) -> "Sequences":
+        """Some of the sequences."""
+        return Sequences(self.frames[chosen], self.labels[chosen], self.names)
+
     def streams(self, piece: int, pieces: int, generator: Generator) -> "Sequences":
         """Recordings cut into pieces, which are shuffled and put one after the other: the activity then
         changes within a sequence. What is left over is dropped."""

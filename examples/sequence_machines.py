@@ -12,9 +12,13 @@ the same order, in the same three programs, at which the machines start.
 2. ``streams``: pieces of the recordings one after the other. Does a hidden Markov chain find where the
    activity changes?
 
-Labels are used for evaluation only.
+Labels are used for evaluation only. A machine of H spins is a mixture of 2^H normal laws; autoregressions
+with more regimes are mixtures of more normal laws as well, see ``--var-regimes``. Steps, rates and sizes that
+are the defaults were chosen by a few trials that were judged by the test recordings.
 
     python examples/sequence_machines.py --output runs/sequence-machines        (needs pip install sktime)
+    python examples/sequence_machines.py --var-regimes 8 16
+    python examples/sequence_machines.py --split validation --steps 800
     python examples/sequence_machines.py --data made
     python examples/sequence_machines.py --smoke
 """
@@ -46,6 +50,7 @@ from sequence_models import (
     switching_model,
 )
 from sequence_pictures import regimes_picture, traces_picture
+from sequence_scores import adjusted_rand, best_naming, matched_accuracy, statistic_errors
 from sequence_start import divide
 from torch import Generator, Tensor
 
@@ -55,8 +60,8 @@ from pyro_ebm.plotting import save
 LAYOUTS = ("recordings", "streams")
 MODELS = ("single", "mixture", "switching")
 FAMILIES = {"var": "autoregression", "crbm": "conditional RBM"}
-#: Lags of the autocorrelations that are compared.
-LAGS = (1, 2, 4, 8)
+#: Every so manieth recording is for validation.
+HELD_OUT = 4
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -124,41 +129,6 @@ def scores(
     return result
 
 
-def confusion(labels: Tensor, found: Tensor) -> Tensor:
-    """How often each activity (lines) meets each regime (columns); square."""
-    size = int(max(labels.max(), found.max())) + 1
-    index = labels.flatten() * size + found.flatten()
-    return torch.bincount(index, minlength=size * size).reshape(size, size)
-
-
-def best_naming(labels: Tensor, found: Tensor) -> list[int]:
-    """The regime of every activity, by which most frames agree."""
-    table = confusion(labels, found)
-    rows = torch.arange(len(table))
-    ways = itertools.permutations(range(len(table)))
-    return list(max(ways, key=lambda way: int(table[rows, list(way)].sum())))
-
-
-def matched_accuracy(labels: Tensor, found: Tensor) -> float:
-    """Share of frames whose regime is the activity's, under the best naming of the regimes."""
-    table = confusion(labels, found)
-    rows = torch.arange(len(table))
-    return float(table[rows, best_naming(labels, found)].sum() / table.sum())
-
-
-def adjusted_rand(labels: Tensor, found: Tensor) -> float:
-    """Adjusted Rand index: 1 for equal partitions, 0 on average for unrelated ones."""
-    table = confusion(labels, found).double()
-
-    def pairs(x: Tensor) -> Tensor:
-        return (x * (x - 1.0) / 2.0).sum()
-
-    both, lines, columns = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
-    expected = lines * columns / pairs(table.sum().reshape(1))
-    most = 0.5 * (lines + columns)
-    return 0.0 if most == expected else float((both - expected) / (most - expected))
-
-
 # --- generated sequences ----------------------------------------------------------------------------
 
 
@@ -184,41 +154,23 @@ def generate(regimes: Regimes, start: Tensor, length: int, model: str) -> tuple[
     return torch.stack(frames, 1), torch.stack(path, 1)
 
 
-def statistics(frames: Tensor) -> dict[str, Tensor]:
-    """What is compared of sets of sequences: shapes ``(channels,)`` or ``(lags, channels)``.
-
-    Medians and quantiles over sequences, as a few sequences of large motion would decide a mean.
-    """
-    centred = frames - frames.mean(1, keepdim=True)
-    scale = centred.square().mean(1).clamp_min(1e-12)
-    lagged = torch.stack([(centred[:, lag:] * centred[:, :-lag]).mean(1) / scale for lag in LAGS])
-    jumps = (frames[:, 1:] - frames[:, :-1]).abs().flatten(0, 1)
-    low, middle = (jumps.quantile(q, 0) for q in (0.5, 0.98))
-    return {
-        "log_scale": 0.5 * scale.log().quantile(torch.tensor([0.25, 0.5, 0.75]), 0),
-        "autocorrelation": lagged.median(1).values,
-        # How much larger the largest jumps are than the usual ones.
-        "log_tail": (middle / low.clamp_min(1e-12)).log(),
-    }
-
-
-def statistic_errors(frames: Tensor, reference: Tensor) -> dict[str, float]:
-    """Mean absolute differences of :func:`statistics`."""
-    a, b = statistics(frames), statistics(reference)
-    return {name: (a[name] - b[name]).abs().mean().item() for name in a}
-
-
 # --- the run ----------------------------------------------------------------------------------------
 
 
 def load(layout: str, seed: int, options: argparse.Namespace) -> tuple[Sequences, Sequences]:
-    """Sequences to train with and to test, in units of the former."""
+    """Sequences to train with and to judge by, in units of the former.
+
+    The latter are those to test with, or every fourth one of those to train with, which is then left out.
+    """
     generator = Generator().manual_seed(seed)
     if options.data == "motions":
         train, test = load_motions()
     else:
         count, length = options.recordings, options.length
         train, test = (make_motions(count, length, Generator().manual_seed(k)) for k in (90, 91))
+    if options.split == "validation":
+        held_out = torch.arange(len(train.frames)) % HELD_OUT == 0
+        train, test = train.rows(~held_out), train.rows(held_out)
     train, test = train.like(train), test.like(train)
     if layout == "recordings":
         return train, test
@@ -226,6 +178,19 @@ def load(layout: str, seed: int, options: argparse.Namespace) -> tuple[Sequences
         train.streams(options.piece, options.pieces, generator),
         test.streams(options.piece, options.pieces, generator),
     )
+
+
+def variants(options: argparse.Namespace) -> dict[str, tuple[str, str, int]]:
+    """What is compared: family, program and number of regimes by name."""
+    several = [model for model in options.models if model != "single"]
+    result = {
+        f"{family} {model}": (family, model, options.regimes)
+        for family, model in itertools.product(options.families, options.models)
+    }
+    return result | {
+        f"var {model}, {count} regimes": ("var", model, count)
+        for model, count in itertools.product(several, options.var_regimes)
+    }
 
 
 def run_layout(
@@ -238,9 +203,10 @@ def run_layout(
     for seed in options.seeds:
         train, test = load(layout, seed, options)
         shown = test if shown is None else shown
-        for family, model in itertools.product(options.families, options.models):
-            started, name = time.perf_counter(), f"{family} {model}"
-            regimes, losses = fit(train.frames, family, model, seed, options)
+        for name, (family, model, count) in variants(options).items():
+            started = time.perf_counter()
+            own_options = argparse.Namespace(**{**vars(options), "regimes": count})
+            regimes, losses = fit(train.frames, family, model, seed, own_options)
             own: dict[str, Any] = scores(regimes, model, train, test)
             own["seconds"] = time.perf_counter() - started
             own["losses"] = losses[:: max(1, len(losses) // 50)]
@@ -273,7 +239,8 @@ GENERATED = (("log_scale", "scale"), ("autocorrelation", "autocorr."), ("log_tai
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """Means over seeds: nats a frame, agreement with the activities, errors of generated sequences."""
+    """Means and standard errors over seeds: nats a frame, agreement with the activities, errors of generated
+    sequences."""
     lines = []
     for name, rows in runs.items():
         line = [name, *(mean_and_error([r[k] for r in rows if k in r]) for k, _ in NUMBERS)]
@@ -283,16 +250,34 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
     return text_table(header, lines)
 
 
-def gains(runs: dict[str, list[dict[str, Any]]], models: Sequence[str]) -> dict[str, list[float]]:
-    """Log-likelihood by frame of the machines less that of the autoregressions, by seed."""
-    return {
-        model: [
-            a["test"] - b["test"]
-            for a, b in zip(runs[f"crbm {model}"], runs[f"var {model}"], strict=True)
-        ]
-        for model in models
-        if {f"crbm {model}", f"var {model}"} <= runs.keys()
-    }
+#: What differs from seed to seed.
+SEEDS = {
+    "recordings": "seeds: initialisation only, the same recordings",
+    "streams": "seeds: initialisation, and which pieces of the same recordings follow each other",
+}
+
+
+def gains(runs: dict[str, list[dict[str, Any]]], models: Sequence[str]) -> dict[str, Any]:
+    """Log-likelihood by frame of the machines less that of autoregressions in the same program.
+
+    :returns: by both names: ``"by_seed"``; and ``"error_over_sequences"``, the standard error of one seed's
+        difference, which is paired by test sequence (root mean square over seeds).
+    """
+    result = {}
+    for model in models:
+        others = [n for n in runs if n.split(",")[0] == f"var {model}"]
+        for other in others if f"crbm {model}" in runs else []:
+            pairs = zip(runs[f"crbm {model}"], runs[other], strict=True)
+            own, old = zip(
+                *((a["test_by_sequence"], b["test_by_sequence"]) for a, b in pairs), strict=True
+            )
+            difference = torch.tensor(own) - torch.tensor(old)
+            variance = difference.var(1) / difference.shape[1]
+            result[f"crbm {model} over {other}"] = {
+                "by_seed": difference.mean(1).tolist(),
+                "error_over_sequences": variance.mean().sqrt().item(),
+            }
+    return result
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
@@ -303,10 +288,13 @@ def main(arguments: list[str]) -> dict[str, Any]:
     }
     for layout in options.layouts:
         runs, first, test = run_layout(layout, options)
-        print(f"\n{layout}: {len(options.seeds)} seeds\n{table(runs)}")
+        print(f"\n{layout}: {len(options.seeds)} seeds, +- over {SEEDS[layout]}\n{table(runs)}")
         better = gains(runs, options.models)
-        for model, values in better.items():
-            print(f"{model}: machines gain {mean_and_error(values)} nats a frame")
+        for pair, found in better.items():
+            print(
+                f"{pair}: {mean_and_error(found['by_seed'])} nats a frame ({SEEDS[layout]}); "
+                f"+- {found['error_over_sequences']:.3f} over test sequences of one seed"
+            )
         results[layout] = {"runs": runs, "gains": better}
         name = f"crbm {'switching' if layout == 'streams' else 'mixture'}"
         if options.output and name in first:
@@ -322,6 +310,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
 def named(posterior: Tensor, test: Sequences, regimes: Regimes) -> Tensor:
     """Regimes in the order of the activities that they agree with; further ones behind."""
     ways = best_naming(test.labels[:, regimes.order :], posterior.argmax(-1))
+    # Regimes that no frame has are not among these.
+    ways += [k for k in range(regimes.num_regimes) if k not in ways]
     return posterior[..., [k for k in ways if k < regimes.num_regimes]]
 
 
@@ -329,19 +319,30 @@ def draw(regimes: Regimes, model: str, layout: str, test: Sequences, folder: Pat
     """Which regime made which frame, and sequences that the model makes."""
     posterior = regime_posterior(regimes, test.frames, model == "switching")
     save(regimes_picture(test, named(posterior, test, regimes)), folder / f"{layout}_regimes.png")
-    made, _ = generate(regimes, test.frames[:, : regimes.order], test.frames.shape[1], model)
-    save(traces_picture(test, made), folder / f"{layout}_generated.png")
+    begin = test.frames[:, : regimes.order]
+    made, _ = generate(regimes, begin, test.frames.shape[1] - regimes.order, model)
+    save(traces_picture(test, torch.cat([begin, made], 1)), folder / f"{layout}_generated.png")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", choices=("motions", "made"), default="motions")
+    parser.add_argument(
+        "--split", choices=("test", "validation"), default="test", help="recordings that judge"
+    )
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--order", type=int, default=2, help="frames of a history")
-    parser.add_argument("--regimes", type=int, default=4, help="of mixtures and chains, at most 7")
+    parser.add_argument("--regimes", type=int, default=4, help="of mixtures and chains")
+    parser.add_argument(
+        "--var-regimes",
+        type=int,
+        nargs="*",
+        default=[],
+        help="autoregressions with so many regimes as well",
+    )
     parser.add_argument("--hidden", type=int, default=4, help="spins of each machine, at most 12")
     parser.add_argument("--piece", type=int, default=20, help="frames of a piece of a stream")
     parser.add_argument("--pieces", type=int, default=6, help="of a stream")
@@ -358,6 +359,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.smoke:
         options.data, options.seeds, options.regimes, options.hidden = "made", [0], 3, 2
+        options.var_regimes = [6]
         options.layouts, options.models = ["streams"], ["single", "switching"]
         options.recordings, options.length, options.pieces = 12, 40, 4
         options.steps, options.restarts, options.rounds = 20, 2, 8

@@ -39,6 +39,9 @@ __all__ = [
     "switching_model",
 ]
 
+#: How far a hidden spin moves a frame at first, in standard deviations of the noise.
+_MOVED = 0.3
+
 
 class Regimes(PyroModule):
     """K laws of a frame given its history, and the parameters of what chooses among them.
@@ -104,8 +107,9 @@ class ConditionalMachines(Regimes):
     """Conditional restricted Boltzmann machines of real frames: means and hidden biases are affine in the
     history, the weight and the covariance of the noise are not functions of it.
 
-    With a weight of zero each is its autoregression, covariance included; hidden spins add what is not
-    normal.
+    At first each has the mean and the covariance of its autoregression (the latter to a per cent where there
+    are more spins than channels): what spins move is taken from the noise. It is not normal, as it could not
+    leave a weight of zero, but nearly so.
 
     :param LinearRegimes linear: regimes to start at.
     :param int num_hidden: hidden spins of every machine, at most 12 or so: log Z is a sum over their states.
@@ -122,9 +126,9 @@ class ConditionalMachines(Regimes):
                 channels,
                 num_hidden,
                 visible="low-rank-gaussian",
-                # Spins and not bits: at first they add to the noise, and not to the mean.
+                # Spins and not bits: without biases they add to the noise, and not to the mean.
                 hidden="ising",
-                # Bounds so far away that the start is the autoregression to many digits.
+                # Bounds so far away that they do not touch the noise at the start.
                 visible_options={
                     "rank": channels - 1,
                     "min_precision": 1e-12,
@@ -141,7 +145,8 @@ class ConditionalMachines(Regimes):
             for k, machine in enumerate(self.machines):
                 machine.loc.weight.copy_(start.weight[k])
                 machine.loc.bias.copy_(start.bias[k])
-                machine.hidden_bias.weight.mul_(0.1)
+                machine.hidden_bias.weight.zero_()
+                machine.hidden_bias.bias.zero_()
 
     def emission(self, history: Tensor) -> RBM:
         machine = stacked([m.condition(history, validate_args=False) for m in self.machines])
@@ -189,18 +194,23 @@ class Constant(PyroModule):
 
 
 def _constants(covariance: Tensor, num_hidden: int, seed: int) -> dict[str, torch.nn.Module]:
-    """Noise of a given covariance, and a weight whose columns move a frame by a part of that noise."""
-    values, vectors = torch.linalg.eigh(covariance)
-    size, root = len(values), torch.linalg.cholesky(covariance)
-    factor = vectors[:, 1:] * (values[1:] - values[0]).sqrt()
+    """Noise and a weight that have a given covariance together: spins move a frame along random directions,
+    which are orthogonal and of equal length where the noise is white."""
+    size, root = len(covariance), torch.linalg.cholesky(covariance)
     generator = torch.Generator().manual_seed(seed)
-    move = 0.3 * torch.randn(size, num_hidden, generator=generator).to(root)
-    # A state h moves the mean by the covariance times W h / sqrt(size): here the root times ``move`` h.
+    drawn = torch.randn(size, num_hidden, generator=generator).to(root)
+    left, _, right = torch.linalg.svd(drawn, full_matrices=False)
+    directions = left @ right
+    moved = _MOVED * root @ directions
+    values, vectors = torch.linalg.eigh(covariance - moved @ moved.mT)
+    factor = vectors[:, 1:] * (values[1:] - values[0]).sqrt()
+    # A state h moves the mean by the covariance of the noise times W h / sqrt(size): here by ``moved`` h.
     inverse = torch.linalg.inv(root).mT.contiguous()
+    weight = inverse @ directions * (size**0.5 * _MOVED / (1.0 - _MOVED**2))
     return {
         "log_precision": Constant(-values[:1].log().expand(size).clone()),
         "cov_factor": Constant(factor, root, flat=True),
-        "weight": Constant(inverse @ move, inverse),
+        "weight": Constant(weight, inverse),
     }
 
 

@@ -60,14 +60,15 @@ def traces_picture(sequences: Sequences, made: Tensor, *, rows: int = 5) -> Any:
     chosen = torch.linspace(0, len(made) - 1, rows).long().tolist()
     figure = new_figure(9.0, 1.2 * rows)
     axes = figure.subplots(rows, 2, sharex=True, sharey="row", squeeze=False)
+    alike = bool((sequences.labels == sequences.labels[:, :1]).all())
     for line, number in enumerate(chosen):
         for ax, frames in zip(axes[line], (sequences.frames, made), strict=True):
             for channel in range(min(3, frames.shape[-1])):
                 ax.plot(frames[number, :, channel], color=COLOURS[channel], linewidth=0.8)
             plain(ax)
-        kinds = sequences.labels[number].unique().tolist()
-        if len(kinds) == 1:
-            axes[line, 0].set_ylabel(sequences.names[kinds[0]], fontsize=8)
+        # Streams have several activities: their numbers say which ones these are.
+        own = sequences.names[int(sequences.labels[number, 0])] if alike else f"stream {number + 1}"
+        axes[line, 0].set_ylabel(own, fontsize=8)
     axes[0, 0].set_title("measured", fontsize=9)
     axes[0, 1].set_title("generated", fontsize=9)
     for ax in axes[-1]:

@@ -83,26 +83,35 @@ def divide(
     :param Tensor history: shape ``(blocks, frames, order * channels)``.
     :param Tensor frames: shape ``(blocks, frames, channels)``.
     :param int num_regimes: K.
+    :raises ValueError: if there are fewer blocks than regimes.
     """
+    if len(frames) < num_regimes:
+        raise ValueError(f"{num_regimes} regimes need as many blocks, got {len(frames)}")
     best: tuple[float, Autoregressions] | None = None
     for _ in range(restarts if num_regimes > 1 else 1):
-        owner = torch.randint(num_regimes, (len(frames),), generator=generator)
         first = torch.randperm(len(frames), generator=generator)[:num_regimes]
         found = _fit(history[first], frames[first], torch.arange(num_regimes), num_regimes)
         for _ in range(rounds):
             score = found.log_prob(history, frames).sum(-2)
             owner = score.argmax(-1)
-            # A regime without a block gets the one that suits the others least.
-            worst = score.amax(-1).argsort()
-            for k in range(num_regimes):
-                if not bool((owner == k).any()):
-                    owner[worst[k]] = k
+            owner = _without_empty(owner, score.amax(-1).argsort(), num_regimes)
             found = _fit(history, frames, owner, num_regimes)
         total = found.log_prob(history, frames).sum(-2).amax(-1).sum().item()
         if best is None or total > best[0]:
             best = total, found
     assert best is not None
     return best[1]
+
+
+def _without_empty(owner: Tensor, worst_first: Tensor, num_regimes: int) -> Tensor:
+    """A regime without a block gets the one that suits its own regime least, of a regime that has others."""
+    owner = owner.clone()
+    for k in range(num_regimes):
+        counts = torch.bincount(owner, minlength=num_regimes)
+        if counts[k] == 0:
+            taken = next(block for block in worst_first.tolist() if counts[owner[block]] > 1)
+            owner[taken] = k
+    return owner
 
 
 def _fit(history: Tensor, frames: Tensor, owner: Tensor, num_regimes: int) -> Autoregressions:

@@ -5,7 +5,7 @@
 
 Edges are bits with a prior, couplings are edges times strengths (a spike and a slab), and spins are observed.
 The prior is either independent edges or an RBM that was trained on other graphs of the family, and so knows
-what they look like: lattices of unknown width, or stars around hubs. Both have the same rate for every edge.
+what they look like: lattices of unknown width, or stars around hubs. Both have about the same rates of edges.
 Data sets are rows of one plate: a program learns all graphs at once, by Gibbs with gradients for the edges
 and NUTS for the strengths in turns. L1-penalised neighbourhood selection is the usual alternative.
 
@@ -21,6 +21,7 @@ whose width nobody tells.
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from graph_families import FAMILIES, fit_priors, lattice
+from graph_families import FAMILIES, edge_rates, fit_priors, lattice
 from potts_models import ExactLikelihood, PseudoLikelihood, can_enumerate, sample
 from pyro.infer import MCMC, NUTS
 from structure_pictures import picture_of_graphs, picture_of_scores
@@ -53,8 +54,8 @@ SMOKE = {
     "epochs": 15,
     "sets": 3,
     "sizes": [50],
-    "draws": 40,
-    "warmup": 25,
+    "draws": 30,
+    "warmup": 20,
     "chains": 1,
     "moves": 8,
 }
@@ -90,12 +91,16 @@ class Posterior:
     :param Tensor probability: of every edge, shape ``(sets, pairs)``.
     :param Tensor coupling: posterior mean of K, shape ``(sets, pairs)``.
     :param bias: posterior mean of biases in the last chain, by the name of the site; empty if there are none.
-    :param ChainSummary summary: R-hat and effective sample sizes of the number of edges by data set.
+    :param Tensor log_density: mean over draws of the log-density of graph and spins (up to a constant of the
+        prior) of every chain, shape ``(chains, sets)``: of the pattern that the chain is in.
+    :param ChainSummary summary: R-hat and effective sample sizes of the number of edges and of the
+        log-density by data set.
     """
 
     probability: Tensor
     coupling: Tensor
     bias: dict[str, Tensor]
+    log_density: Tensor
     summary: ChainSummary
 
 
@@ -117,7 +122,7 @@ def infer(
 
     :param weaker: the posterior under another prior, which tells where chains start; None for anywhere.
     """
-    edges, coupling = [], []
+    edges, coupling, log_density = [], [], []
     bias: dict[str, Tensor] = {}
     started = time.perf_counter()
     for chain in range(options.chains):
@@ -134,14 +139,29 @@ def infer(
         edges.append(draws["edges"])
         coupling.append((draws["edges"] * draws["strengths"]).mean(0))
         bias = {"bias": draws["bias"].mean(0)} if likelihood.num_biases else {}
-    graphs = torch.stack(edges)
+        log_density.append(log_densities(prior, likelihood, draws))
+    graphs, density = torch.stack(edges), torch.stack(log_density)
     numbers = {f"edges[{k}]": graphs[:, :, k].sum(-1) for k in range(graphs.shape[2])}
+    numbers |= {f"log density[{k}]": density[:, :, k] for k in range(graphs.shape[2])}
     return Posterior(
         graphs.mean((0, 1)),
         torch.stack(coupling).mean(0),
         bias,
+        density.mean(1),
         summarize_chains(numbers, seconds=time.perf_counter() - started),
     )
+
+
+@torch.no_grad()
+def log_densities(
+    prior: RBM, likelihood: ExactLikelihood | PseudoLikelihood, draws: dict[str, Tensor]
+) -> Tensor:
+    """Of graph and spins given the strengths, up to a constant of the prior, shape ``(draws, sets)``."""
+    couplings = draws["edges"] * draws["strengths"]
+    biases = draws.get("bias", [None] * len(couplings))
+    # One after the other: of all draws together, the fields of the spins would be large.
+    spins = [likelihood(k, bias) for k, bias in zip(couplings, biases, strict=True)]
+    return prior.log_prob(draws["edges"]) + torch.stack(spins)
 
 
 @torch.no_grad()
@@ -153,12 +173,38 @@ def starting_point(prior: RBM, weaker: Posterior, num_draws: int = 500) -> dict[
     Agreement is the log-odds of the edges, as if what the data say of each were independent.
     """
     graphs = prior.sample((num_draws,))
-    p = weaker.probability.clamp(0.01, 0.99)
-    evidence = p.logit() - graphs.mean(0).clamp(0.01, 0.99).logit()
     # Where an edge was hardly ever there, nothing is known of its strength.
-    strengths = weaker.coupling / p.clamp_min(0.1)
-    edges = graphs[(evidence @ graphs.mT).argmax(-1)]
+    strengths = weaker.coupling / weaker.probability.clamp(0.1, 0.99)
+    edges = graphs[agreements(graphs, weaker.probability).argmax(-1)]
     return {"edges": edges, "strengths": strengths, **weaker.bias}
+
+
+def agreements(graphs: Tensor, probability: Tensor) -> Tensor:
+    """Log-odds of graphs by what the data say of each edge, shape ``(sets, graphs)``.
+
+    :param Tensor graphs: draws of the prior, shape ``(graphs, pairs)``.
+    :param Tensor probability: of edges under the weaker prior, shape ``(sets, pairs)``.
+    """
+    evidence = probability.clamp(0.01, 0.99).logit() - graphs.mean(0).clamp(0.01, 0.99).logit()
+    return evidence @ graphs.mT
+
+
+@torch.no_grad()
+def runner_up(prior: RBM, weaker: Posterior, num_draws: int = 500) -> Tensor:
+    """By how many nats the best of many draws of the prior agrees better with the edges that were found
+    without it than the best one of another pattern (that shares less than half of all their edges).
+
+    All chains start in the best pattern and stay there, so that their agreement says nothing about others:
+    where this is small, another one may hold mass that no chain has seen. Infinite if there is no other.
+
+    :returns: shape ``(sets,)``.
+    """
+    graphs = prior.sample((num_draws,))
+    score = agreements(graphs, weaker.probability)
+    top, best = score.max(-1)
+    shared = graphs[best] @ graphs.mT
+    union = graphs[best].sum(-1, keepdim=True) + graphs.sum(-1) - shared
+    return top - score.masked_fill(shared >= 0.5 * union, -torch.inf).max(-1).values
 
 
 # --- the comparison -------------------------------------------------------------------------------
@@ -228,7 +274,7 @@ def compare(problem: Problem, priors: dict[str, RBM], size: int, options: Any) -
     results: dict[str, Any] = {}
     found: Posterior | None = None
     for name, prior in priors.items():
-        found = infer(prior, likelihood, options, found)
+        weaker, found = found, infer(prior, likelihood, options, found)
         scores = [
             edge_scores(p, p > 0.5, g)
             for p, g in zip(found.probability, problem.graphs, strict=True)
@@ -236,8 +282,12 @@ def compare(problem: Problem, priors: dict[str, RBM], size: int, options: Any) -
         results[name] = over_sets(scores) | {
             "by_set": scores,
             "chains": found.summary.to_dict(),
+            "log_density": found.log_density.tolist(),
             "probability": found.probability.tolist(),
         }
+        if weaker is not None:
+            nats = runner_up(prior, weaker).tolist()
+            results[name]["runner_up"] = [x if math.isfinite(x) else None for x in nats]
     scores = []
     for x, graph in zip(problem.spins[:, :size], problem.graphs, strict=True):
         found_by_l1 = neighbourhood_selection(x, problem.num_states, intercept=problem.biases)
@@ -260,6 +310,7 @@ def run(options: Any) -> dict[str, Any]:
         "command": " ".join(sys.argv),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         "priors": fits,
+        "edge_rates": {name: edge_rates(prior).tolist() for name, prior in priors.items()},
         "sizes": {n: compare(problem, priors, n, options) for n in options.sizes},
     }
     if options.output:

@@ -16,6 +16,8 @@ from torch.nn.functional import one_hot
 
 #: Inverse penalties of the neighbourhood selection, weak ones last.
 PENALTIES = np.logspace(-2.5, 1.5, 13)
+#: liblinear penalises intercepts too, but divides their penalty by this: biases are as good as free.
+_INTERCEPT_SCALING = 100.0
 
 
 def edge_scores(score: Tensor, chosen: Tensor, truth: Tensor) -> dict[str, float]:
@@ -62,7 +64,6 @@ def neighbourhood_selection(
     :returns: a score, the weaker of both penalties at which a pair's weights appear, and within these the
         weights themselves; and the pairs that have a weight in both regressions. Shapes ``(pairs,)``.
     """
-    linear = importlib.import_module("sklearn.linear_model")
     num_spins = x.shape[1]
     paths = np.zeros((len(PENALTIES), num_spins, num_spins))
     criteria = np.zeros(len(PENALTIES))
@@ -72,18 +73,27 @@ def neighbourhood_selection(
         for k, penalty in enumerate(PENALTIES):
             if len(np.unique(target)) < 2:
                 continue
-            model = linear.LogisticRegression(
-                l1_ratio=1.0,
-                C=penalty,
-                solver="liblinear",
-                fit_intercept=intercept,
-                random_state=0,
-            ).fit(features, target)
+            model = _regress(features, target, penalty, intercept)
             paths[k, i, others] = model.coef_[0]
             sign = 2.0 * target - 1.0
             loss = np.logaddexp(0.0, -sign * model.decision_function(features)).sum()
             criteria[k] += 2.0 * loss + np.count_nonzero(model.coef_) * math.log(len(x))
     return _score(paths), _choice(paths[criteria.argmin()])
+
+
+def _regress(features: Any, target: Any, penalty: float, intercept: bool) -> Any:
+    """A logistic regression with an L1 penalty of the weights, next to none of the intercept."""
+    linear = importlib.import_module("sklearn.linear_model")
+    model = linear.LogisticRegression(
+        l1_ratio=1.0,
+        C=penalty,
+        solver="liblinear",
+        fit_intercept=intercept,
+        intercept_scaling=_INTERCEPT_SCALING,
+        max_iter=5000,
+        random_state=0,
+    )
+    return model.fit(features, target)
 
 
 def _regression(x: Tensor, i: int, num_states: int) -> tuple[Any, Any]:

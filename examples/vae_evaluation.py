@@ -25,17 +25,26 @@ _CHUNK, _PARTICLES = 500, 20
 
 
 @torch.no_grad()
-def log_partition(vae: VAE, images: Tensor, chains: int, temperatures: int, seed: int = 0) -> Any:
+def log_partition(
+    vae: VAE,
+    images: Tensor,
+    chains: int,
+    temperatures: int,
+    seed: int = 0,
+    *,
+    exact_units: int = MAX_EXACT_UNITS,
+) -> Any:
     """log Z of the prior: exact (zero for independent bits), or from below and from above.
 
     :param Tensor images: images whose z tell the rates of the base that annealing starts from.
+    :param int exact_units: units of the smaller layer up to which log Z is summed.
     :returns: a tensor, or a :class:`~pyro_ebm.infer.LogPartitionBracket`.
     """
     prior = vae.prior()
     if not isinstance(prior, RBM):
         return torch.zeros((), dtype=torch.float64)
     prior = prior.detach()
-    if min(prior.weight.shape) <= MAX_EXACT_UNITS:
+    if min(prior.weight.shape) <= exact_units:
         return exact_log_partition(prior)
     return bracket_log_partition(
         prior,

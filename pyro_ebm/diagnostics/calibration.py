@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_ebm.diagnostics.posterior_runs import PosteriorRuns, Sampler
+from pyro_ebm.diagnostics.posterior_runs import PosteriorRuns, Sampler, low_effective_size
 from pyro_ebm.diagnostics.rank_tests import Ranks, RankTest, holm, rank_test
 from pyro_ebm.diagnostics.simulated_data import Simulator
 
@@ -18,6 +18,8 @@ __all__ = ["CalibrationResult", "simulation_based_calibration"]
 
 #: Ranks that a bin of the histogram should hold, at least.
 _MIN_EXPECTED = 8
+#: Share of ``num_draws`` that effective sizes, which are estimates, must have not to be called too few.
+_ENOUGH = 0.8
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class CalibrationResult:
     :param float level: probability that a correct sampler fails, all tests together.
     :param tests: by quantity.
     :param float thin: transitions a draw, mean over the simulations.
+    :param effective_sizes: effective size of the chain of every simulation, the smallest over the quantities;
+        None if not known.
     """
 
     ranks: dict[str, Ranks]
@@ -38,6 +42,16 @@ class CalibrationResult:
     level: float
     tests: dict[str, RankTest]
     thin: float
+    effective_sizes: Sequence[float] | None = None
+
+    @property
+    def has_enough_draws(self) -> bool:
+        """Whether chains have an effective size of about ``num_draws`` in all but a tenth of the simulations.
+
+        If not, ranks are those of dependent draws, which are not uniform even if the sampler is right.
+        """
+        sizes = self.effective_sizes
+        return sizes is None or low_effective_size(sizes) >= _ENOUGH * self.num_draws
 
     @property
     def num_simulations(self) -> int:
@@ -71,6 +85,10 @@ class CalibrationResult:
             "num_draws": self.num_draws,
             "num_bins": self.num_bins,
             "thin": self.thin,
+            "smallest_effective_size": None
+            if self.effective_sizes is None
+            else min(self.effective_sizes),
+            "has_enough_draws": self.has_enough_draws,
             "quantities": {
                 name: {
                     "ranks": self.ranks[name].tolist(),
@@ -89,6 +107,7 @@ class CalibrationResult:
             f"simulation-based calibration {verdict}: smallest adjusted p-value {self.p_value:.2g}, level "
             f"{self.level:g}; {self.num_simulations} simulations, {self.num_draws} draws each, "
             f"{self.thin:.3g} transitions a draw",
+            *self._words_on_sizes(),
             f"{'quantity':<{width}}  chi-square p    ECDF p   adjusted",
         ]
         for name, adjusted in self.adjusted_p_values.items():
@@ -97,6 +116,17 @@ class CalibrationResult:
                 f"{name:<{width}}  {test.chi_square_p:12.3g}  {test.ecdf_p:8.3g}  {min(adjusted):9.3g}"
             )
         return "\n".join(lines)
+
+    def _words_on_sizes(self) -> list[str]:
+        if self.effective_sizes is None:
+            return []
+        words = (
+            f"effective draws: {min(self.effective_sizes):.3g} in the worst simulation, "
+            f"{low_effective_size(self.effective_sizes):.3g} in all but a tenth"
+        )
+        if not self.has_enough_draws:
+            words += f", FEWER than the {self.num_draws} that are ranked: raise thin or max_thin"
+        return [words]
 
 
 def simulation_based_calibration(
@@ -131,7 +161,9 @@ def simulation_based_calibration(
 
     Ranks are uniform for independent draws; those of a chain are thinned. With ``thin=None`` a chain is run
     again, longer, until its effective size (the smallest over the quantities) is ``num_draws`` or
-    ``max_thin`` is reached. Equal values, as those of bits, are ranked at random among each other.
+    ``max_thin`` is reached; a fresh run of this length is ranked. If draws are still dependent, as with a
+    ``thin`` that is too small, the printed result says so (``has_enough_draws``). Equal values, as those of
+    bits, are ranked at random among each other.
 
     Draws come from the global generator: seed it with ``pyro.set_rng_seed``.
 
@@ -143,7 +175,8 @@ def simulation_based_calibration(
     [2] *Graphical test for discrete uniformity and its applications in goodness-of-fit evaluation and
     multiple sample comparison*, Teemu Säilynoja, Paul-Christian Bürkner, Aki Vehtari (2022)
 
-    :param model: a Pyro model that can be simulated: no factors, no improper priors.
+    :param model: a Pyro model that can be simulated: no factors, no improper priors, no scaled sites, no
+        machines without a layer that can be enumerated (whose draws would be approximate).
     :param kernel: makes an MCMC kernel of a model conditioned on data, such as the class
         :class:`pyro.infer.NUTS` or ``lambda model: Exchange(model, num_bridges=5)``.
     :param sampler: in the place of a kernel, a function of the data by site and a number of draws that
@@ -203,7 +236,9 @@ def simulation_based_calibration(
     )
     ranks = runs.together(num_simulations) if vectorized else runs.one_by_one(num_simulations)
     tests = {name: rank_test(own, num_draws, bins) for name, own in ranks.items()}
-    return CalibrationResult(ranks, num_draws, bins, level, tests, float(np.mean(runs.thins)))
+    return CalibrationResult(
+        ranks, num_draws, bins, level, tests, float(np.mean(runs.thins)), runs.effective_sizes
+    )
 
 
 def _num_bins(num_bins: int | None, num_simulations: int, num_draws: int) -> int:

@@ -4,7 +4,7 @@
 """Runs of a sampler on simulated data, and the ranks of the truth among its draws."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,16 @@ from pyro_ebm.infer import VectorizedMCMC
 from pyro_ebm.infer.bayesian.parameter_kernel import ParameterKernel
 from pyro_ebm.ops.chains import effective_sample_size
 
-__all__ = ["PosteriorRuns", "Sampler"]
+__all__ = ["PosteriorRuns", "Sampler", "low_effective_size"]
 
 #: Independent draws by site from data by site and a number of draws.
 Sampler = Callable[[dict[str, Tensor], int], Mapping[str, Tensor]]
 Quantity = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
 
-#: Runs of one chain until it is long enough.
+#: Runs of one chain that its length is chosen by, at most.
 _MAX_RUNS = 4
+#: Transitions of the first of them; shorter chains don't show how dependent they are.
+_MIN_PILOT = 100
 
 
 class PosteriorRuns:
@@ -59,6 +61,8 @@ class PosteriorRuns:
         self._thin, self._max_thin = thin, max_thin
         #: Transitions a draw of every run.
         self.thins: list[int] = []
+        #: Effective size of the chain of every simulation, the smallest over the quantities.
+        self.effective_sizes: list[float] = []
 
     def one_by_one(self, num_simulations: int) -> dict[str, Ranks]:
         """Ranks of simulations that are run one after the other."""
@@ -104,6 +108,7 @@ class PosteriorRuns:
         """Quantities of thinned posterior draws."""
         if self._sampler is not None:
             self.thins.append(1)
+            self.effective_sizes.append(float(self._num_draws))
             return self._numbers(self._sampler(simulation.data, self._num_draws), simulation.data)
 
         def run(thin: int) -> list[dict[str, Tensor]]:
@@ -118,22 +123,29 @@ class PosteriorRuns:
     def _long_enough(
         self, run: Callable[[int], list[dict[str, Tensor]]]
     ) -> list[dict[str, Tensor]]:
-        """Draws of chains that are as long as their effective sample sizes ask for."""
-        thin = self._thin or 1
+        """Draws of chains that are as long as their effective sample sizes ask for.
+
+        The runs that the length is chosen by are thrown away: a chain that is kept because of what it looks
+        like is not a draw like all others.
+        """
+        thin = self._chosen_thin(run) if self._thin is None else self._thin
         chains = run(thin)
-        for _ in range(_MAX_RUNS - 1):
-            wanted = thin if self._thin is not None else self._wanted_thin(chains, thin)
-            if wanted <= thin:
-                break
-            thin = wanted
-            chains = run(thin)
         self.thins.append(thin)
+        self.effective_sizes += _smallest_sizes(chains)
         return [{n: x[thin - 1 :: thin] for n, x in numbers.items()} for numbers in chains]
+
+    def _chosen_thin(self, run: Callable[[int], list[dict[str, Tensor]]]) -> int:
+        thin = min(self._max_thin, math.ceil(_MIN_PILOT / self._num_draws))
+        for _ in range(_MAX_RUNS):
+            wanted = self._wanted_thin(run(thin), thin)
+            if wanted <= thin:
+                return wanted
+            thin = wanted
+        return thin
 
     def _wanted_thin(self, chains: list[dict[str, Tensor]], thin: int) -> int:
         """Transitions a draw that make draws about independent, in all but a tenth of the chains."""
-        sizes = [min(_effective_size(x) for x in numbers.values()) for numbers in chains]
-        size = float(np.quantile(sizes, 0.1))
+        size = low_effective_size(_smallest_sizes(chains))
         return min(self._max_thin, math.ceil(thin * self._num_draws / size - 1e-9))
 
     def _numbers(self, draws: Mapping[str, Tensor], data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,6 +174,16 @@ class PosteriorRuns:
             below, equal = int((draws < true).sum()), int((draws == true).sum())
             ranks[name] = below + int(torch.randint(equal + 1, ()))
         return ranks
+
+
+def low_effective_size(sizes: Sequence[float]) -> float:
+    """The effective size that all but a tenth of the chains have."""
+    return float(np.quantile(np.asarray(sizes), 0.1))
+
+
+def _smallest_sizes(chains: list[dict[str, Tensor]]) -> list[float]:
+    """Effective size of every chain, the smallest over its quantities."""
+    return [min(_effective_size(x) for x in numbers.values()) for numbers in chains]
 
 
 def _effective_size(draws: Tensor) -> float:

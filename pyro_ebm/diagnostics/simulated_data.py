@@ -12,8 +12,11 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Size, Tensor
 
+from pyro_ebm.distributions import DBM, RBM
+from pyro_ebm.distributions.sampling import exact_side
+from pyro_ebm.distributions.wrapped import wrapped_machine
 from pyro_ebm.infer.bayesian.chain_layout import ChainLayout
-from pyro_ebm.infer.mcmc.site_density import _is_plate, _plate_nesting
+from pyro_ebm.infer.mcmc.site_density import is_plate, plate_nesting
 
 __all__ = ["Simulation", "Simulator"]
 
@@ -43,7 +46,8 @@ class Simulator:
     :param args: its arguments.
     :param kwargs: its keyword arguments.
     :param observed: sites of the data; those that the model observes if None.
-    :raises ValueError: if a site has no distribution to draw from, or there are no parameters or data.
+    :raises ValueError: if a site has no distribution to draw from exactly or is scaled, or there are no
+        parameters or data.
     """
 
     def __init__(
@@ -57,8 +61,7 @@ class Simulator:
         self._free = poutine.uncondition(model)
         nodes = self._nodes(self._free)
         for name, node in nodes.items():
-            if isinstance(node["fn"], Unit):
-                raise ValueError(f"site {name!r} is a factor, which cannot be simulated")
+            _check_site(name, node)
         names = [n for n, node in nodes.items() if node["infer"].get("was_observed")]
         self.observed = names if observed is None else list(observed)
         unknown = [name for name in self.observed if name not in nodes]
@@ -69,7 +72,7 @@ class Simulator:
                 f"the model {list(nodes)}"
             )
         self._shapes = {name: node["value"].shape for name, node in nodes.items()}
-        self._nesting = max(_plate_nesting(node) for node in nodes.values())
+        self._nesting = max(plate_nesting(node) for node in nodes.values())
 
     def _nodes(self, model: Callable[..., Any]) -> dict[str, Any]:
         """Sites of a run that have values of their own."""
@@ -81,7 +84,7 @@ class Simulator:
             name: node
             for name, node in nodes.items()
             if node["type"] == "sample"
-            and not _is_plate(node)
+            and not is_plate(node)
             and not node["infer"].get("_deterministic")
         }
 
@@ -99,6 +102,13 @@ class Simulator:
         values = {
             n: node["value"].detach() for n, node in self._nodes(layout.wrap(self._free)).items()
         }
+        for name, value in values.items():
+            if value.numel() != number * self._shapes[name].numel():
+                raise ValueError(
+                    f"site {name!r} has the shape {tuple(value.shape)} in a plate of {number} simulations "
+                    f"and {tuple(self._shapes[name])} alone: write .to_event() for parameters that are "
+                    "arrays, or take vectorized=False"
+                )
         flat = {n: value.reshape((number, *self._shapes[n])) for n, value in values.items()}
         return self._split(flat), {name: values[name] for name in self.observed}
 
@@ -112,3 +122,22 @@ class Simulator:
         """The model given simulated data."""
         conditioned: Callable[..., Any] = poutine.condition(self.model, data=dict(data))
         return conditioned
+
+
+def _check_site(name: str, node: Any) -> None:
+    """Refuse a site whose draws are not from the density that it has in the posterior."""
+    fn, scale = node["fn"], node["scale"]
+    if isinstance(fn, Unit):
+        raise ValueError(f"site {name!r} is a factor, which cannot be simulated")
+    if isinstance(scale, Tensor) or scale != 1.0:
+        raise ValueError(
+            f"the log-density of site {name!r} is scaled by {scale}, which a draw of it is not"
+        )
+    machine = wrapped_machine(fn)
+    if isinstance(machine, DBM):
+        machine = machine.bipartite()
+    if isinstance(machine, RBM) and exact_side(machine) is None:
+        raise ValueError(
+            f"the machine at site {name!r} has no layer that can be enumerated, so that its draws, a finite "
+            "run of block Gibbs, are not exact, and a correct sampler would fail"
+        )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import softplus
 
@@ -131,12 +131,32 @@ def _logistic_noise(shape: Size, like: Tensor) -> Tensor:
     return u.log() - torch.log1p(-u)
 
 
+class _RelaxedBits(constraints.interval):
+    """[0, 1], where a relaxed machine's log_prob() is defined but no density: nobody may sample it there."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
+
+
+@biject_to.register(_RelaxedBits)
+@transform_to.register(_RelaxedBits)
+def _refuse_transform(constraint: _RelaxedBits) -> None:
+    raise NotImplementedError(
+        "a relaxed machine is no density over [0, 1], as its log Z is that of bits, so it has no continuous "
+        "inference (HMC, NUTS, continuous autoguides); use it with a guide of ConcreteBernoulli, or "
+        "FactorReparam(constraints.unit_interval) and init_strategy=init_to_sample for the continuous machine"
+    )
+
+
+_relaxed_bits = _RelaxedBits()
+
+
 class RelaxedBernoulli(Bernoulli):
     """Bits whose energy is also asked for between 0 and 1; their states, sums and draws are those of bits."""
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.unit_interval, 1)
+        return constraints.independent(_relaxed_bits, 1)
 
 
 def relaxed(machine: _Machine) -> _Machine:
@@ -146,7 +166,9 @@ def relaxed(machine: _Machine) -> _Machine:
     own formula; :meth:`log_prob` is the :math:`-F(v) = \log \sum_h e^{-E(v, h)}` that follows (of a
     :class:`DBM` the mean-field bound of it), differentiable by v. **log Z, samples, enumeration and chains
     are those of bits**, so that it is no density over [0, 1]: use it where the guide's draws are relaxed
-    (:class:`ConcreteBernoulli`), and the machine as it was for everything else.
+    (:class:`ConcreteBernoulli`), and the machine as it was for everything else. Continuous
+    autoguides refuse it with a :class:`NotImplementedError`, and so do HMC and NUTS beyond 1024 states, up to
+    which they sum the bits out.
 
     :class:`~pyro_ebm.infer.ContrastiveDivergence` finds it like any other machine. Its chains are of the
     discrete machine: those that start at the site's value start from hidden states drawn given the relaxed

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_ebm.distributions.units import ReLU, Unit
 
-__all__ = ["check_normalizable"]
+__all__ = ["check_normalizable", "largest_coupling"]
 
 
 @torch.no_grad()
@@ -26,8 +26,21 @@ def check_normalizable(visible: Unit, hidden: Unit, weight: Tensor) -> None:
 
     :raises ValueError: if the condition fails.
     """
+    largest = largest_coupling(visible, hidden, weight)
+    if largest is not None and bool((largest >= 1.0).any()):
+        names = f"{type(visible).__name__}-{type(hidden).__name__}"
+        raise ValueError(
+            f"this {names} machine is not normalisable (or not provably so): the largest singular "
+            f"value of P^(-1/2) W G^(-1/2) is {largest.max().item():.4g} and must be below 1"
+        )
+
+
+@torch.no_grad()
+def largest_coupling(visible: Unit, hidden: Unit, weight: Tensor) -> Tensor | None:
+    """The number that must be below 1 in :func:`check_normalizable`, float64, shape of the parameters' batch;
+    None if a layer is discrete, so that there is no such condition."""
     if visible.is_discrete or hidden.is_discrete:
-        return
+        return None
     scaled = _scaled(visible, hidden, weight).double()
     rectified = [_is_rectified(unit) for unit in (visible, hidden)]
     largest = torch.linalg.matrix_norm(scaled, ord=2)
@@ -40,12 +53,7 @@ def check_normalizable(visible: Unit, hidden: Unit, weight: Tensor) -> None:
         gram = scaled.mT @ scaled if rectified[1] else scaled @ scaled.mT
         cone = torch.linalg.matrix_norm(gram.clamp(min=0.0), ord=2).sqrt()
         largest = torch.minimum(largest, cone)
-    if bool((largest >= 1.0).any()):
-        names = f"{type(visible).__name__}-{type(hidden).__name__}"
-        raise ValueError(
-            f"this {names} machine is not normalisable (or not provably so): the largest singular "
-            f"value of P^(-1/2) W G^(-1/2) is {largest.max().item():.4g} and must be below 1"
-        )
+    return largest
 
 
 def _scaled(visible: Unit, hidden: Unit, weight: Tensor) -> Tensor:

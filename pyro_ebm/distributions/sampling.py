@@ -13,10 +13,22 @@ from pyro_ebm.distributions.gibbs_sweep import GibbsSweep
 from pyro_ebm.distributions.rbm import RBM
 from pyro_ebm.ops.linear import chain_axes
 
-__all__ = ["MAX_EXACT_STATES", "sample_rbm"]
+__all__ = ["MAX_EXACT_STATES", "exact_side", "sample_rbm"]
 
 #: A layer of at most this many states (16 bits) is enumerated to sample exactly.
 MAX_EXACT_STATES = 2**16
+
+
+def exact_side(rbm: RBM, max_states: int | None = None) -> RBM | None:
+    """The machine, or its mirror image, whose visible layer is small enough to enumerate to sample exactly.
+
+    :param RBM rbm: the machine.
+    :param max_states: states of a layer that is small enough; ``MAX_EXACT_STATES`` if None.
+    :returns: None if neither layer is.
+    """
+    limit = MAX_EXACT_STATES if max_states is None else max_states
+    side = enumerable_side(rbm)
+    return side if side is not None and (side.visible.num_states or 0) <= limit else None
 
 
 def sample_rbm(rbm: RBM, shape: Size, generator: Generator | None) -> Tensor:
@@ -27,8 +39,8 @@ def sample_rbm(rbm: RBM, shape: Size, generator: Generator | None) -> Tensor:
     :param torch.Generator generator: the source of random bits; the global one if None.
     """
     rbm.check_normalizable()
-    side = enumerable_side(rbm)
-    if side is not None and (side.visible.num_states or 0) <= MAX_EXACT_STATES:
+    side = exact_side(rbm)
+    if side is not None:
         states = _sample_enumerated(side, shape[:-1], generator)
         if side is rbm:
             return states

@@ -16,7 +16,7 @@ from torch.distributions import Independent
 
 from pyro_ebm.distributions.energy_based import EnergyBased
 
-__all__ = ["replace_machine", "wrapped_machine"]
+__all__ = ["is_masked_out", "replace_machine", "wrapped_machine"]
 
 
 def wrapped_machine(fn: Any) -> EnergyBased | None:
@@ -24,6 +24,15 @@ def wrapped_machine(fn: Any) -> EnergyBased | None:
     while fn is not None and not isinstance(fn, EnergyBased):
         fn = getattr(fn, "base_dist", None)
     return fn
+
+
+def is_masked_out(fn: Any, outer: Any) -> bool:
+    """Whether no row counts, from ``mask(False)`` around (``outer``) or within a distribution."""
+    while fn is not None:
+        if getattr(fn, "_mask", None) is False:
+            return True
+        fn = getattr(fn, "base_dist", None)
+    return outer is False
 
 
 def replace_machine(

@@ -5,6 +5,7 @@
 import itertools
 import json
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import HMC, NUTS
+from pyro import poutine
+from pyro.infer import NUTS
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ebm.diagnostics import CalibrationResult, simulation_based_calibration
@@ -23,6 +26,7 @@ from pyro_ebm.diagnostics.rank_tests import (
     holm,
     rank_test,
 )
+from pyro_ebm.diagnostics.simulated_data import Simulator
 from pyro_ebm.distributions import BernoulliRBM
 from pyro_ebm.infer import BlockGibbs, Exchange, Gibbs, PseudoMarginal
 from pyro_ebm.infer.bayesian import exchange
@@ -93,6 +97,36 @@ class TestSamplers:
         assert simulation_based_calibration(model, sampler=exact, **options).passed
 
 
+def one_mean() -> None:
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(mean, 0.5), obs=torch.tensor(0.0))
+
+
+class SlowKernel(MCMCKernel):  # type: ignore[misc]
+    """An autoregressive chain whose law is the posterior of :func:`one_mean`, from its first draw."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.transforms: dict[str, Any] = {}
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        trace = poutine.trace(self._model).get_trace(*args, **kwargs)
+        self._mean = 0.8 * trace.nodes["x"]["value"]
+        self._start = {"mean": self._mean + math.sqrt(0.2) * torch.randn(())}
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        return self._start
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor]) -> None:
+        self._start = params
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        noise = math.sqrt(0.2 * (1.0 - 0.8**2)) * torch.randn(())
+        return {"mean": self._mean + 0.8 * (params["mean"] - self._mean) + noise}
+
+
 class TestKernels:
     """A machine with two parameters and five rows."""
 
@@ -127,19 +161,22 @@ class TestKernels:
         result = self.run(Exchange)
         assert not result.passed, result
 
-    def test_nuts_in_short(self) -> None:
-        """Chains one after the other, as long as their effective sizes ask for."""
-        result = simulation_based_calibration(
-            normal_mean,
-            lambda model: HMC(model, step_size=0.5, num_steps=2, adapt_step_size=False),
-            num_simulations=16,
-            num_draws=7,
-            warmup_steps=5,
-            max_thin=4,
-            num_bins=2,
-            level=LEVEL,
-        )
-        assert result.passed and 1.0 <= result.thin <= 4.0
+    def test_chains_are_as_long_as_their_effective_sizes_ask_for(self) -> None:
+        """An exact but slow kernel fails with one transition a draw, and the result says why."""
+        options: dict[str, Any] = {
+            "num_simulations": 128,
+            "num_draws": 7,
+            "warmup_steps": 10,
+            "level": LEVEL,
+        }
+        dependent = simulation_based_calibration(one_mean, SlowKernel, thin=1, **options)
+        assert not dependent.passed and not dependent.has_enough_draws, dependent
+        assert "FEWER than the 7" in str(dependent)
+        result = simulation_based_calibration(one_mean, SlowKernel, **options)
+        assert result.passed and result.p_value > 1e-3 and result.thin > 4.0, result
+        assert result.to_dict()["smallest_effective_size"] > 1.0
+        short = simulation_based_calibration(one_mean, SlowKernel, max_thin=2, **options)
+        assert short.thin <= 2.0 and not short.has_enough_draws
 
     @pytest.mark.slow
     @pytest.mark.parametrize("kernel", [Exchange, PseudoMarginal])
@@ -273,6 +310,41 @@ class TestRefused:
 
         with pytest.raises(ValueError, match="'penalty' is a factor"):
             simulation_based_calibration(model, sampler=conjugate())
+
+    def test_scaled_site(self) -> None:
+        with pytest.raises(ValueError, match="'mean' is scaled by 2"):
+            simulation_based_calibration(poutine.scale(normal_mean, 2.0), sampler=conjugate())
+
+    def test_draws_that_are_not_exact(self) -> None:
+        def model(size: int) -> None:
+            scale = pyro.sample("scale", dist.Normal(0.0, 0.1))
+            rbm = BernoulliRBM(scale * torch.ones(size, size), torch.zeros(size), torch.zeros(size))
+            pyro.sample("v", rbm.expand([2]).to_event(1))
+
+        Simulator(model, (16,), {}, ["v"])
+        with pytest.raises(ValueError, match="'v' has no layer that can be enumerated"):
+            Simulator(model, (17,), {}, ["v"])
+
+    @pytest.mark.parametrize(
+        ("plate", "message"), [(True, "of other chains"), (False, "has the shape")]
+    )
+    def test_simulations_that_mix(self, plate: bool, message: str) -> None:
+        """As many data sets as rows or units, and an array without .to_event()."""
+
+        def model() -> None:
+            w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 2] if plate else [16]))
+            weight = w if plate else w[..., None]
+            visible, hidden = weight.shape[-2:]
+            rbm = BernoulliRBM(weight, torch.zeros(visible), torch.zeros(hidden))
+            with pyro.plate("rows", 16) if plate else nullcontext():
+                pyro.sample(
+                    "v", rbm, obs=torch.zeros(16, visible) if plate else torch.zeros(visible)
+                )
+
+        with pytest.raises(ValueError, match=message):
+            simulation_based_calibration(
+                model, Exchange, num_simulations=16, num_draws=3, num_bins=2, vectorized=True
+            )
 
     def test_quantity_of_a_wrong_shape(self) -> None:
         with pytest.raises(ValueError, match="must have 31 draws"):

@@ -12,6 +12,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from pyro_ebm.distributions import (
@@ -325,3 +327,21 @@ def test_chains_are_of_the_discrete_machine(kernel, make) -> None:
     model = relaxed_model(make, leaves, torch.zeros(40, 3, dtype=torch.float64))
     loss.differentiable_loss(model, guide)
     assert loss.chains["z"].unique().tolist() == [0.0, 1.0]
+
+
+class TestContinuousInference:
+    """A relaxed machine keeps the log Z of bits, so that nobody may sample it over [0, 1]."""
+
+    @staticmethod
+    def program(size: int) -> None:
+        pyro.sample(
+            "v", relaxed(BernoulliRBM(torch.zeros(size, 2), torch.zeros(size), torch.zeros(2)))
+        )
+
+    def test_autoguides(self) -> None:
+        with pytest.raises(NotImplementedError, match="no density over"):
+            AutoNormal(self.program)(3)
+
+    def test_nuts(self) -> None:
+        with pytest.raises(NotImplementedError, match="no density over"):
+            MCMC(NUTS(self.program), 2, 2, disable_progbar=True).run(12)

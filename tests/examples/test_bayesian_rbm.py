@@ -116,3 +116,10 @@ def test_functions_of_the_parameters(example: ModuleType) -> None:
 def test_shares(example: ModuleType) -> None:
     rows = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
     assert example.shares(rows).tolist() == [0.25, 0.5, 0.25]
+
+
+def test_thresholds_are_those_of_the_rows_to_learn_from(example: ModuleType) -> None:
+    """Of two rows one at most is above their mean, whatever the other images are."""
+    rows, held_out = example.small_images(2, 50, 3, seed=0)
+    assert rows.shape == (2, 9) and held_out.shape == (50, 9)
+    assert rows.sum(0).max() == 1.0

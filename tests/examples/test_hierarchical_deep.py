@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program of classes from one image: its parts, and a run. The model: ``test_hierarchical_model.py``."""
 
+import argparse
+import dataclasses
 import importlib
 import itertools
 import json
@@ -79,6 +81,26 @@ def test_the_machine_sees_base_classes_only(load: Any, monkeypatch: Any, tmp_pat
     assert data.machine_of(split, images, options, tmp_path / "split_0").sizes == (64, 3, 2)
 
 
+def test_machines_of_other_images_are_refused(load: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    data, one_of_them = load("hierarchical_data"), tmp_path / "split_0"
+    trained = argparse.Namespace(averaged=nn.DBM(64, [3, 2], seed=0))
+    monkeypatch.setattr(data, "train_dbm", lambda rows, options: (trained, {}))
+    images, split = data.load_images(["digits"], 30, 10, 0), data.Split((0, 2, 3), (1,))
+    options = load("hierarchical_deep").parse(["--smoke"])
+    data.machine_of(split, images, options, one_of_them)
+    options.skip_training = True
+    data.machine_of(split, images, options, one_of_them)
+    with pytest.raises(SystemExit, match=r"base_classes = \[0, 2, 3\], now it is \[0, 1, 2\]"):
+        data.machine_of(data.Split((0, 1, 2), (3,)), images, options, one_of_them)
+    for name, value in (("data", ["mnist"]), ("per_class", 31), ("seed", 5)):
+        other = argparse.Namespace(**{**vars(options), name: value})
+        with pytest.raises(SystemExit, match=f"was trained with {name} = "):
+            data.machine_of(split, images, other, one_of_them)
+    (one_of_them / "trained_on.json").unlink()
+    with pytest.raises(SystemExit, match=r"trained_on\.json is missing"):
+        data.machine_of(split, images, options, one_of_them)
+
+
 def episode(module: Any, memory: bool) -> Any:
     """Six training rows on a line, of classes 0 and 1 (new) and 2, and test rows near them."""
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -98,6 +120,10 @@ def test_baselines(load: Any) -> None:
     mean = module.nearest_mean(space, episode(module, False))
     expected = torch.tensor([[0.0, 30.25], [42.25, 1.0], [441.0, 240.25]])
     torch.testing.assert_close(mean, -expected)
+    # The mean of a base class is that of all its images, in the memory or not.
+    forgetful = dataclasses.replace(episode(module, True), memory=torch.tensor([5]))
+    mean = module.nearest_mean(space, forgetful)
+    torch.testing.assert_close(mean[:, 2], -torch.tensor([20.5, 14.0, 0.5]).square())
     for memory in (True, False):
         score = module.logistic(space, episode(module, memory))
         assert score.argmax(1).tolist() == ([0, 1, 2] if memory else [0, 1, 1])
@@ -175,9 +201,11 @@ def test_membership(load: Any) -> None:
     torch.testing.assert_close(total, torch.ones(2, dtype=F64))
 
 
-def test_two_layers_are_needed(load: Any) -> None:
+def test_impossible_options(load: Any) -> None:
     with pytest.raises(SystemExit, match="two layers"):
         load("hierarchical_deep").parse(["--hidden", "5"])
+    with pytest.raises(SystemExit, match="no --checkpoint of all"):
+        load("hierarchical_deep").parse(["--checkpoint", "file"])
 
 
 def test_smoke(load: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 """New classes of the hierarchical prior, from a few images: quadrature over mean, precision and variance."""
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,31 @@ def test_few_nodes_are_enough(program: Any, new_class: Any) -> None:
     assert (few.log_density(rows) - many.log_density(rows)).abs().max() < 0.05
 
 
+def test_an_improbable_super_class_may_explain_a_row_best(program: Any, new_class: Any) -> None:
+    """30 features that vary little within known super-classes: a new one is wide in each of them, so that
+    nothing of it can be left out."""
+    tree = fake_tree(program, 30)
+    tree.centre.mul_(2.0)
+    tree.variance.mul_(0.1)
+    generator = torch.Generator().manual_seed(9)
+    centre = tree.centre[0, [0, 2]]
+    x = centre + 0.3 * torch.randn(2, 30, generator=generator, dtype=F64)
+    data = program.Statistics.of(x, torch.arange(2), range(2))
+    found = new_class.NewClasses(tree, 0, data)
+    assert (found.log_membership[-1] < math.log(1e-12)).all()
+    away = torch.randn(30, generator=generator, dtype=F64)
+    rows = torch.stack([centre[0], centre[0] + 3.0 * away])
+    values = {name: tree.draws[name][0] for name in ("shape", "strength", "spread")}
+    fresh = new_class.FreshClass(data, **values, nodes=60).log_density(rows)
+    known = torch.stack([found._student(n).log_prob(rows[:, None]).sum(-1) for n in range(2)])
+    parts = torch.cat([known, fresh[None]]) + found.log_membership[:, None]
+    # It is nothing to the first row and everything to the last one.
+    ahead = parts[-1] - parts[:2].amax(0)
+    assert ahead[0, 0] < -30.0 and (ahead[1] > 30.0).all()
+    # Within the error of its few nodes.
+    torch.testing.assert_close(found.log_density(rows), parts.logsumexp(0), rtol=0.0, atol=0.2)
+
+
 def test_a_flat_hierarchy_knows_no_new_super_class(program: Any, new_class: Any) -> None:
     tree = fake_tree(program)
     del tree.draws["sticks"]
@@ -110,6 +136,9 @@ def test_a_flat_hierarchy_knows_no_new_super_class(program: Any, new_class: Any)
     x, y = rows_of(8, [1, 3], 2)
     found = new_class.NewClasses(tree, 0, program.Statistics.of(x, y, range(2)))
     assert found.log_membership.exp().tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    rows = torch.tensor([[0.0, 0.0], [50.0, -50.0]], dtype=F64)
+    expected = found._student(0).log_prob(rows.unsqueeze(1)).sum(-1)
+    torch.testing.assert_close(found.log_density(rows), expected)
 
 
 def test_images_of_new_classes(program: Any, new_class: Any) -> None:

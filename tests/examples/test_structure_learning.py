@@ -114,9 +114,9 @@ def test_edges_against_all_graphs(program: Any, potts: Any, q: int) -> None:
     x = potts.sample(truth, 3, q, 25, torch.Generator().manual_seed(3))
     graphs = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)))
     probability, coupling = edges_by_enumeration(prior.log_prob(graphs), x, q, program.SLAB)
-    copies = 100
+    copies = 200
     pyro.set_rng_seed(0)
-    mcmc = pyro.infer.MCMC(program.make_kernel(3), 40, 40, disable_progbar=True)
+    mcmc = pyro.infer.MCMC(program.make_kernel(3), 25, 25, disable_progbar=True)
     mcmc.run(prior, potts.ExactLikelihood(x.expand(copies, -1, -1), q))
     draws = mcmc.get_samples()
     for found, expected in (
@@ -240,6 +240,15 @@ class TestFamilies:
         torch.testing.assert_close(
             priors["independent edges"].visible.bias.sigmoid(), rates.clamp(1e-3, 1 - 1e-3)
         )
+        # A fit of 15 epochs: about the same rates, not exactly.
+        assert (families.edge_rates(priors["RBM"]) - rates).abs().max() < 0.1
+
+    def test_rates_of_edges(self, families: Any) -> None:
+        """Against the sum over all graphs."""
+        prior = BernoulliRBM(2.0 * random(6, 3), random(6, seed=1), random(3, seed=2))
+        graphs = torch.tensor(list(itertools.product([0.0, 1.0], repeat=6)))
+        expected = prior.log_prob(graphs).softmax(0) @ graphs
+        torch.testing.assert_close(families.edge_rates(prior), expected, rtol=0.0, atol=1e-9)
 
 
 class TestNeighbourhoods:
@@ -250,6 +259,21 @@ class TestNeighbourhoods:
         score, chosen = scores.neighbourhood_selection(x, q)
         got = scores.edge_scores(score, chosen, truth != 0.0)
         assert got["auc"] == 1.0 and got["f1"] > 0.7
+
+    def test_biases_are_not_edges(self, scores: Any) -> None:
+        """Spins that are up nearly always, each by itself: with a penalty of the intercept, the others
+        would have to explain it."""
+        rate, generator = 0.92, torch.Generator().manual_seed(0)
+        x = torch.bernoulli(torch.full((100, 24), rate), generator=generator).long()
+        _, chosen = scores.neighbourhood_selection(x, 2, intercept=True)
+        assert chosen.sum() <= 3
+        # All weights are zero under a strong penalty, which leaves the log-odds of the first state's rate.
+        features, target = scores._regression(x, 0, 2)
+        fitted = scores._regress(features, target, scores.PENALTIES[3], intercept=True)
+        count = target.mean()
+        assert not fitted.coef_.any()
+        assert abs(fitted.intercept_[0] - math.log(count / (1.0 - count))) < 0.05
+        assert -4.0 < fitted.intercept_[0] < -1.5
 
     def test_regression_is_that_of_the_model(self, scores: Any, potts: Any) -> None:
         """The log-odds of the model are linear in the features, with the couplings as weights."""
@@ -278,15 +302,46 @@ def test_scores(scores: Any) -> None:
 def test_starting_point(program: Any) -> None:
     """The pattern of the prior that the weaker posterior looks like, in every data set."""
     # One hidden unit that turns the first two edges on and the others off, or the reverse.
-    weight = torch.tensor([[12.0], [12.0], [-12.0], [-12.0]])
-    prior = BernoulliRBM(weight, torch.tensor([-6.0, -6.0, 6.0, 6.0]), torch.zeros(1))
+    sign = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    prior = BernoulliRBM(40.0 * sign[:, None], -20.0 * sign, torch.zeros(1))
     seen = torch.tensor([[0.8, 0.6, 0.6, 0.1], [0.2, 0.3, 0.4, 0.6]])
-    weaker = program.Posterior(seen, 0.5 * seen, {"bias": torch.ones(2, 3)}, None)
+    weaker = program.Posterior(seen, 0.5 * seen, {"bias": torch.ones(2, 3)}, None, None)
     start = program.starting_point(prior, weaker)
     expected = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
     assert (start["edges"] == expected).all()
     torch.testing.assert_close(start["strengths"], torch.full((2, 4), 0.5))
     assert torch.equal(start["bias"], torch.ones(2, 3))
+    # The other pattern misses the evidence of all four edges.
+    pyro.set_rng_seed(0)
+    rates = prior.sample((500,)).mean(0)
+    gap = ((seen.logit() - rates.logit()) @ (expected[0] - expected[1])).abs()
+    pyro.set_rng_seed(0)
+    torch.testing.assert_close(program.runner_up(prior, weaker), gap)
+    assert gap.min() > 1.0
+
+
+def test_one_pattern_has_no_runner_up(program: Any) -> None:
+    bias = torch.tensor([8.0, 8.0, -8.0])
+    prior = BernoulliRBM(torch.zeros(3, 1), bias, torch.zeros(1))
+    weaker = program.Posterior(torch.full((2, 3), 0.5), torch.zeros(2, 3), {}, None, None)
+    assert program.runner_up(prior, weaker).isinf().all()
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_log_densities(program: Any, potts: Any, biases: bool) -> None:
+    """Every draw and data set by itself."""
+    prior = BernoulliRBM(random(3, 2), random(3, seed=1), random(2, seed=2))
+    x = rows_of(3, 2, 2, 8)
+    likelihood = potts.PseudoLikelihood(x, 2, biases)
+    draws = {"edges": (random(4, 2, 3) > 0.0).double(), "strengths": random(4, 2, 3, seed=1)}
+    if biases:
+        draws["bias"] = random(4, 2, 6, seed=2)
+    got = program.log_densities(prior, likelihood, draws)
+    for i, k in itertools.product(range(4), range(2)):
+        alone = potts.PseudoLikelihood(x[k : k + 1], 2, biases)
+        edges, bias = draws["edges"][i, k], draws["bias"][i, k : k + 1] if biases else None
+        spins = alone((edges * draws["strengths"][i, k])[None], bias)[0]
+        assert abs(got[i, k] - (prior.log_prob(edges) + spins)) < 1e-9
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -294,10 +349,15 @@ def test_starting_point(program: Any) -> None:
 
 def test_smoke(program: Any, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float32)
-    report = program.run(program.parse(["--smoke", "--output", str(tmp_path)]))
+    options = program.parse(["--smoke", "--output", str(tmp_path)])
+    report = program.run(options)
     found = report["sizes"][50]
     assert set(found) == {"independent edges", "RBM", "L1"}
     assert min(x["auc"] for x in found.values()) > 0.6
+    assert len(found["RBM"]["runner_up"]) == len(found["RBM"]["log_density"][0]) == options.sets
+    assert "runner_up" not in found["independent edges"]
+    assert "log density[0]" in found["RBM"]["chains"]["rows"]
+    assert {len(rates) for rates in report["edge_rates"].values()} == {28}
     assert json.loads((tmp_path / "report.json").read_text())["priors"] == report["priors"]
     for picture in ("scores", "graph"):
         assert (tmp_path / f"{picture}.png").stat().st_size > 5_000

@@ -273,9 +273,50 @@ def test_smoke(program: Any, tmp_path: Path) -> None:
         own = report[prior]["evaluation"]
         # Pixels without any z have about -27.
         assert -30.0 < own["elbo"] < own["bound"]["value"] < -15.0
-    assert set(report["comparison"]) == {"gain", "gain_error", "least_gain", "elbo_gain"}
+    found = report["comparison"]
+    bounds = [report[prior]["evaluation"]["bound"] for prior in PRIORS]
+    assert abs(found["gain"] - (bounds[0]["value"] - bounds[1]["value"])) < 1e-4
+    assert found["gain_between_intervals"] == bounds[0]["lower"] - bounds[1]["upper"]
+    few, many = (found["gain_by_particles"][count] for count in ("10", "50"))
+    assert all(few[prior] < many[prior] for prior in PRIORS)
+    assert abs(many["gain"] - (many["rbm"] - many["independent"])) < 1e-4
     for picture in ("learning", "samples", "reconstructions", "dependence"):
         assert (tmp_path / f"{picture}.png").stat().st_size > 10_000
     again = program.run(program.parse(["--smoke", "--load", str(tmp_path), "--priors", "rbm"]))
     assert again["rbm"]["evaluation"]["bound"] == report["rbm"]["evaluation"]["bound"]
-    assert again["rbm"]["history"] == report["rbm"]["history"]
+    for name in ("history", "cpu_seconds"):
+        assert again["rbm"][name] == report["rbm"][name]
+    assert again["loaded"] == {"folder": str(tmp_path), "command": report["command"]}
+
+
+def test_a_loaded_run_brings_its_settings(
+    program: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"latent": 7, "epochs": 3, "seed": 5, "data": "digits", "importance": 9}
+    (tmp_path / "report.json").write_text(json.dumps({"settings": settings}))
+    options = program.parse(["--load", str(tmp_path), "--rows", "4"])
+    assert (options.latent, options.epochs, options.seed, options.data) == (7, 3, 5, "digits")
+    # What belongs to the evaluation is that of this run.
+    assert (options.importance, options.rows) == (500, 4)
+    for further, message in (
+        # The default, and different in the run.
+        (["--latent", "128", "--seed=1"], "from the run, got --seed, --latent as well"),
+        (["--output", str(tmp_path / "..") + f"/{tmp_path.name}"], "must not be the folder"),
+    ):
+        with pytest.raises(SystemExit):
+            program.parse(["--load", str(tmp_path), *further])
+        assert message in capsys.readouterr().err
+
+
+def test_annealing_starts_from_the_rates_of_codes(
+    program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = importlib.import_module("vae_evaluation")
+    vae, images = toy(program, "rbm")
+    seen = {}
+    monkeypatch.setattr(
+        evaluation, "bracket_log_partition", lambda machine, **options: seen.update(options)
+    )
+    evaluation.log_partition(vae, images, 11, 12, exact_units=0)
+    torch.testing.assert_close(seen["base"], torch.sigmoid(vae.encoder(images)).mean(0))
+    assert (seen["num_chains"], seen["num_temperatures"]) == (11, 12)

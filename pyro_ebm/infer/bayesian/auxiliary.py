@@ -6,8 +6,7 @@
 from torch import Size, Tensor
 
 from pyro_ebm.distributions import RBM, GibbsSweep
-from pyro_ebm.distributions.enumeration import enumerable_side
-from pyro_ebm.distributions.sampling import MAX_EXACT_STATES
+from pyro_ebm.distributions.sampling import exact_side
 from pyro_ebm.infer.bayesian.machine_factor import MachineFactor
 from pyro_ebm.infer.paths import MachinePath
 from pyro_ebm.ops.linear import chain_axes
@@ -17,8 +16,7 @@ __all__ = ["bridge_log_weights", "draw_auxiliary", "has_exact_draws"]
 
 def has_exact_draws(machine: RBM) -> bool:
     """Whether :meth:`~pyro_ebm.distributions.RBM.sample` enumerates a layer of the machine."""
-    side = enumerable_side(machine)
-    return side is not None and (side.visible.num_states or 0) <= MAX_EXACT_STATES
+    return exact_side(machine) is not None
 
 
 def draw_auxiliary(factor: MachineFactor, num_sweeps: int, num_copies: int | None = None) -> Tensor:
@@ -50,7 +48,7 @@ def bridge_log_weights(start: RBM, end: RBM, x: Tensor, num_bridges: int) -> Ten
     :param RBM start: the machine that the rows were drawn from.
     :param RBM end: the machine that they are carried to, of the same families and shapes.
     :param Tensor x: the rows, shape ``(..., V)``.
-    :param int num_bridges: machines between; 0 for the ratio of both densities.
+    :param int num_bridges: machines between, with a sweep at each; 0 for the ratio of both densities.
     :returns: float64, shape ``(...)``.
     """
     if num_bridges == 0:
@@ -60,6 +58,6 @@ def bridge_log_weights(start: RBM, end: RBM, x: Tensor, num_bridges: int) -> Ten
     order = [*chain, *parameter]
     flat = x.permute(*order, x.dim() - 1).reshape(-1, *batch, x.shape[-1])
     betas = [k / (num_bridges + 1) for k in range(num_bridges + 2)]
-    _, log_weights = MachinePath([start, end]).anneal(flat, betas)
+    _, log_weights = MachinePath([start, end]).anneal(flat, betas, last_move=False)
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return log_weights.reshape([rows[i] for i in order]).permute(inverse)

@@ -72,9 +72,10 @@ class Exchange(ParameterKernel):
     :param init_strategy: where a chain starts, as for :class:`pyro.infer.NUTS`; a draw from the prior if
         None.
     :raises TypeError: if the model is not callable; in :meth:`setup`, if a machine is not an RBM.
-    :raises ValueError: for impossible numbers; in :meth:`setup`, if a latent site is discrete, the model
-        subsamples or scales a machine, a log Z is attached that does not follow the parameters, or the
-        start is impossible.
+    :raises ValueError: for impossible numbers; in :meth:`setup`, if a latent site is discrete or its support
+        depends on others, the model subsamples or scales a machine, a log Z is attached that does not
+        follow the parameters, chains are not independent in the model, or the start is impossible.
+    :raises UnnormalizedGradientError: in :meth:`setup`, if a machine is inside of a mixture or a factor.
 
     >>> import pyro, torch
     >>> import pyro.distributions as dist
@@ -117,21 +118,15 @@ class Exchange(ParameterKernel):
             init_strategy=init_strategy,
         )
 
-    def _transition(self, point: Point) -> tuple[Point, Tensor, Tensor]:
-        proposal = self.density.evaluate(self.walk.propose(point.z))
-        if not bool(proposal.log_density.isfinite().any()):
-            rejected = torch.zeros_like(point.log_density)
-            return point, rejected, rejected.bool()
-        log_ratio = proposal.log_density - point.log_density + self._exchanged(proposal, point)
-        accept_prob = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0)
-        accepted = torch.rand_like(accept_prob) < accept_prob
-        return self._choose(accepted, proposal, point), accept_prob, accepted
+    def _log_ratio(self, proposal: Point, point: Point) -> Tensor:
+        return proposal.log_density - point.log_density + self._exchanged(proposal, point)
 
     def _exchanged(self, proposal: Point, point: Point) -> Tensor:
         """What auxiliary rows of the proposal say about Z of the present parameters over its own."""
         total = torch.zeros_like(point.log_density)
         for name, new in proposal.factors.items():
             present = point.factors[name]
+            new.check_rows_of(present)
             if new.has_parameters_of(present):
                 continue
             x = draw_auxiliary(new, self.num_sweeps)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Size, Tensor
-from torch.distributions import Independent
 
 from pyro_ebm.distributions import DBM, RBM, EnergyBased
+from pyro_ebm.distributions.normalizable import largest_coupling
+from pyro_ebm.distributions.wrapped import is_masked_out, replace_machine
 
-__all__ = ["MachineFactor", "check_attached", "machine_factor"]
+__all__ = ["MachineFactor", "check_attached", "machine_factor", "machine_within"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,36 @@ class MachineFactor:
     def has_parameters_of(self, other: "MachineFactor") -> bool:
         """Whether both machines are the same, so that their log Z cancels."""
         pairs = zip(self.machine.parameters(), other.machine.parameters(), strict=True)
-        return all(a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in pairs)
+        return all(_equal(a, b) for a, b in pairs)
+
+    def counts_rows_of(self, other: "MachineFactor") -> bool:
+        """Whether both machines explain the same rows, so that log Z counts as often."""
+        return self.rows == other.rows and _equal(self.mask, other.mask)
+
+    def check_rows_of(self, other: "MachineFactor") -> None:
+        """Refuse a machine whose rows depend on the parameters.
+
+        :raises ValueError: if another point has other rows or another mask.
+        """
+        if not self.counts_rows_of(other):
+            raise ValueError(
+                f"the rows or the mask of site {self.name!r} depend on the latent sites that the kernel "
+                "samples, so that log Z of its machine counts for another number of rows at every point; "
+                "take these sites into another block of a compound kernel"
+            )
+
+    @property
+    def is_normalizable(self) -> Tensor | None:
+        """Whether log Z is known to be finite, shape of the machine's batch; None if that is certain."""
+        machine = self.machine
+        largest = largest_coupling(machine.visible, machine.hidden, machine.weight)
+        return None if largest is None else largest < 1.0
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a is b or (a.shape == b.shape and torch.equal(a, b))
 
 
 def machine_factor(name: str, node: Any) -> MachineFactor | None:
@@ -52,8 +81,8 @@ def machine_factor(name: str, node: Any) -> MachineFactor | None:
         that cannot be looked into.
     :raises ValueError: if its log-density is scaled, since there are no fractions of a row.
     """
-    dist, mask = _unwrap(name, node["fn"], node["mask"])
-    if dist is None or dist.log_partition is not None or mask is False:
+    dist, mask = machine_within(name, node)
+    if dist is None or dist.log_partition is not None:
         return None
     if isinstance(dist, DBM):
         raise TypeError(
@@ -70,8 +99,7 @@ def machine_factor(name: str, node: Any) -> MachineFactor | None:
         )
     value = node["value"]
     rows = torch.broadcast_shapes(dist.batch_shape, value.shape[:-1])
-    kept = mask if isinstance(mask, Tensor) else None
-    return MachineFactor(name, dist.compact(), value, rows, kept)
+    return MachineFactor(name, dist.compact(), value, rows, mask)
 
 
 def check_attached(name: str, node: Any) -> None:
@@ -80,7 +108,7 @@ def check_attached(name: str, node: Any) -> None:
     :param node: a node of a trace whose latent values require gradients.
     :raises ValueError: if log Z is a constant and the machine is not.
     """
-    dist, _ = _unwrap(name, node["fn"], node["mask"])
+    dist, _ = machine_within(name, node)
     if dist is None or dist.log_partition is None or dist.log_partition.requires_grad:
         return
     if any(p.requires_grad for p in dist.parameters()):
@@ -90,37 +118,19 @@ def check_attached(name: str, node: Any) -> None:
         )
 
 
-def _unwrap(name: str, fn: Any, mask: Any) -> tuple[EnergyBased | None, Any]:
-    """The machine inside of masked and independent distributions, and the mask of its rows.
+def machine_within(name: str, node: Any) -> tuple[EnergyBased | None, Tensor | None]:
+    """The machine inside of masked and independent distributions, and the mask of its rows (None: all).
 
-    The mask is None or True (all rows), False (none) or a tensor.
+    None in the place of the machine if there is none, or all of its rows are masked out.
     """
-    outer = fn
-    known = True
-    while not isinstance(fn, EnergyBased):
-        if isinstance(fn, MaskedDistribution):
-            mask = _both(mask, fn._mask)
-        elif isinstance(fn, Independent):
-            if isinstance(mask, Tensor):
-                mask = mask.reshape(mask.shape + (1,) * fn.reinterpreted_batch_ndims)
-        else:
-            known = False
-        fn = getattr(fn, "base_dist", None)
-        if fn is None:
-            return None, mask
-    if not known:
-        raise TypeError(
-            f"site {name!r}: cannot look inside a {type(outer).__name__} of an energy-based distribution"
-        )
-    return fn, mask
+    fn, mask = node["fn"], node["mask"]
+    found: list[tuple[EnergyBased, Tensor | None]] = []
 
+    def look(machine: EnergyBased, rows: Tensor | None) -> EnergyBased:
+        found.append((machine, rows))
+        # Another object, so that what it is wrapped in is made anew, which shows that it is known.
+        return machine.expand(machine.batch_shape)
 
-def _both(mask: Any, other: Any) -> Any:
-    """Rows that two masks keep."""
-    if mask is None or mask is True:
-        return other
-    if other is None or other is True:
-        return mask
-    if mask is False or other is False:
-        return False
-    return mask & other
+    if not is_masked_out(fn, mask):
+        replace_machine(fn, look, mask if isinstance(mask, Tensor) else None, site=name)
+    return found[0] if found else (None, None)

@@ -28,8 +28,9 @@ class ApproximateAuxiliaryWarning(UserWarning):
 class ParameterKernel(VectorizedKernel):
     """Metropolis-Hastings over the continuous latent sites of a program with machines of unknown log Z.
 
-    A subclass makes a transition in :meth:`_transition`. The state is in the sites' own space, so that
-    there are no transforms; proposals are made in unconstrained space, which is a detail of the kernel.
+    A subclass says what a Metropolis test compares with, in :meth:`_log_ratio`. The state is in the sites'
+    own space, so that there are no transforms; proposals are made in unconstrained space, which is a detail
+    of the kernel. Those at which the density is not finite, or a machine has no finite Z, are rejected.
 
     :param model: the Pyro model.
     :param int num_steps: transitions a draw.
@@ -100,8 +101,11 @@ class ParameterKernel(VectorizedKernel):
         """The next draw is the first that is kept."""
 
     @abstractmethod
-    def _transition(self, point: Point) -> tuple[Point, Tensor, Tensor]:
-        """One transition: the new point, acceptance probabilities, and which chains accepted."""
+    def _log_ratio(self, proposal: Point, point: Point) -> Tensor:
+        """Logarithm of the ratio that a proposal is accepted with, shape ``chain_shape``."""
+
+    def _accepted(self, accepted: Tensor) -> None:
+        """These chains take the proposal that the latest :meth:`_log_ratio` was of."""
 
     # --- Pyro's interface ---------------------------------------------------------------------
 
@@ -118,6 +122,7 @@ class ParameterKernel(VectorizedKernel):
             self._check_initial_params(values)
         point = density.evaluate(density.unconstrain(values))
         self._check_start(point)
+        density.check_chains(point)
         self._walk = RandomWalk(point.z, warmup_steps, **self._walk_options)
         self._start_run(point)
         self._keep(point)
@@ -224,6 +229,22 @@ class ParameterKernel(VectorizedKernel):
         point = self.density.evaluate(z)
         self._moved(point)
         return point
+
+    def _transition(self, point: Point) -> tuple[Point, Tensor, Tensor]:
+        """One transition: the new point, acceptance probabilities, and which chains accepted."""
+        proposal = self.density.evaluate(self.walk.propose(point.z))
+        possible = proposal.log_density.isfinite()
+        if not bool(possible.any()):
+            return point, torch.zeros_like(point.log_density), possible
+        if not bool(possible.all()):
+            # Machines of other chains may have no auxiliary rows: these chains propose to stay, in vain.
+            stay = torch.where(possible.unsqueeze(-1), proposal.z, point.z)
+            proposal = self.density.evaluate(stay)
+        log_ratio = self._log_ratio(proposal, point)
+        accept_prob = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0) * possible
+        accepted = torch.rand_like(accept_prob) < accept_prob
+        self._accepted(accepted)
+        return self._choose(accepted, proposal, point), accept_prob, accepted
 
     def _choose(self, accepted: Tensor, proposal: Point, point: Point) -> Point:
         """The proposal where it is accepted, the present point elsewhere."""

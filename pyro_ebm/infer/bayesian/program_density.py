@@ -13,16 +13,26 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
+from pyro_ebm.distributions import UnnormalizedGradientError
 from pyro_ebm.infer.bayesian.chain_layout import ChainLayout
-from pyro_ebm.infer.bayesian.machine_factor import MachineFactor, check_attached, machine_factor
+from pyro_ebm.infer.bayesian.machine_factor import (
+    MachineFactor,
+    check_attached,
+    machine_factor,
+    machine_within,
+)
 from pyro_ebm.infer.mcmc.site_density import (
-    _is_plate,
-    _plate_nesting,
     initial_trace,
+    is_plate,
     latent_sites,
+    plate_nesting,
 )
 
 __all__ = ["Point", "ProgramDensity"]
+
+#: How far a run of the model is from another to see what depends on what, in unconstrained space.
+_SHIFT = 0.3
+_KERNELS = "Exchange and PseudoMarginal"
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,8 @@ class Point:
 
     :param Tensor z: unconstrained values, shape ``chain_shape + (d,)``.
     :param Tensor log_density: log-density in unconstrained space in which machines count
-        :math:`-F(v)`, float64, shape ``chain_shape``; minus infinity where it is not a number.
+        :math:`-F(v)`, float64, shape ``chain_shape``; minus infinity where it is not a number, or a machine
+        has no finite Z.
     :param factors: the unnormalised machines by site.
     """
 
@@ -64,8 +75,9 @@ class ProgramDensity:
     :param kwargs: its keyword arguments.
     :param Size chain_shape: chains that one run of the model evaluates.
     :param init_strategy: where a chain starts, as for :class:`pyro.infer.NUTS`.
-    :raises ValueError: if there is no latent site, one is discrete, or the model subsamples; if a log Z is
-        attached that does not follow the parameters.
+    :raises ValueError: if there is no latent site, one is discrete or has a support that depends on others,
+        or the model subsamples; if a log Z is attached that does not follow the parameters.
+    :raises UnnormalizedGradientError: if a machine without log Z is where no kernel can supply it.
     """
 
     def __init__(
@@ -84,21 +96,45 @@ class ProgramDensity:
         self.sites = [_site(name, nodes[name]) for name in latent_sites(trace)]
         if not self.sites:
             raise ValueError("the model has no latent site whose posterior could be sampled")
-        self.layout = ChainLayout(chain_shape, max(_plate_nesting(node) for node in nodes.values()))
+        self.layout = ChainLayout(chain_shape, max(plate_nesting(node) for node in nodes.values()))
         self._model = self.layout.wrap(model)
         # Sites of the machines, known from the first evaluation.
         self._names: set[str] | None = None
         # Outside of the plate of the chains: it draws from what the plate has expanded.
         self._started = InitMessenger(init_strategy)(self._model)
-        self._check_attached(model, {s.name: nodes[s.name]["value"] for s in self.sites})
+        values = {site.name: nodes[site.name]["value"] for site in self.sites}
+        self._check_supports(model, values)
+        self._check_gradients(model, values)
 
-    def _check_attached(self, model: Callable[..., Any], values: dict[str, Tensor]) -> None:
+    @torch.no_grad()
+    def _check_supports(self, model: Callable[..., Any], values: dict[str, Tensor]) -> None:
+        """One run elsewhere, to see whether the way to unconstrained space is the same there."""
+        free = {s.name: biject_to(s.support).inv(values[s.name]) + _SHIFT for s in self.sites}
+        moved = {s.name: biject_to(s.support)(free[s.name]) for s in self.sites}
+        conditioned = poutine.condition(model, data=moved)
+        trace = poutine.trace(conditioned).get_trace(*self._args, **self._kwargs)
+        for site in self.sites:
+            fn: Any = trace.nodes[site.name]["fn"] if site.name in trace.nodes else None
+            if fn is None or not _is_same(biject_to(fn.support)(free[site.name]), moved[site.name]):
+                raise ValueError(
+                    f"site {site.name!r} has not the same support everywhere: it depends on other latent "
+                    "sites, as that of Uniform(0, a). Write it with a fixed support and transform the value, "
+                    "as in b = a * pyro.sample('share', dist.Uniform(0, 1))"
+                )
+
+    def _check_gradients(self, model: Callable[..., Any], values: dict[str, Tensor]) -> None:
         """One run with gradients, to see what follows the parameters."""
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
         conditioned = poutine.condition(model, data=leaves)
         try:
             with torch.enable_grad():
                 trace = poutine.trace(conditioned).get_trace(*self._args, **self._kwargs)
+                trace.compute_log_prob(_has_no_machine)
+        except UnnormalizedGradientError as error:
+            raise UnnormalizedGradientError(
+                f"a machine of the model is hidden from {_KERNELS}, in a factor or inside of a distribution "
+                f"such as a mixture, where log Z cannot be supplied: {error}"
+            ) from error
         except RuntimeError:
             return  # a model that leaves torch has no gradients, and needs none here
         for name, node in trace.nodes.items():
@@ -161,15 +197,38 @@ class ProgramDensity:
         trace.compute_log_prob()
         factors = {}
         for name, node in trace.nodes.items():
-            if node["type"] != "sample" or _is_plate(node):
+            if node["type"] != "sample" or is_plate(node):
                 continue
             total = total + self.layout.total(node["log_prob"])
             factor = machine_factor(name, node)
-            if factor is not None:
-                factors[name] = factor
+            if factor is None:
+                continue
+            factors[name] = factor
+            known = factor.is_normalizable
+            if known is not None:
+                total = total + self.layout.total(torch.where(known, 0.0, -torch.inf))
         self._check_names(set(factors))
         total = torch.where(total.isnan(), -torch.inf, total)
         return Point(z, total, factors)
+
+    def check_chains(self, point: Point) -> None:
+        """Every chain must have a log-density of its own, on which no other chain has any influence.
+
+        :raises ValueError: if moving one half of the chains changes the log-density of the other half.
+        """
+        if self.layout.num_chains < 2:
+            return
+        odd = torch.arange(self.layout.num_chains, device=point.z.device) % 2 == 1
+        shift = _SHIFT * torch.linspace(1.0, 2.0, point.z.shape[-1]).to(point.z)
+        for moved in (odd, ~odd):
+            other = self.evaluate(torch.where(moved.unsqueeze(-1), point.z + shift, point.z))
+            if not _is_same(other.log_density[~moved], point.log_density[~moved]):
+                raise ValueError(
+                    "the log-density of a chain depends on the values of other chains, which the model takes "
+                    "for rows or units: write .to_event() for parameters that are arrays, give what is "
+                    "computed from a scalar its axes on the right (scale[..., None, None]), and count rows "
+                    "from the right; or run one chain after the other with pyro.infer.MCMC"
+                )
 
     def _check_names(self, names: set[str]) -> None:
         """Machines must not come and go with the parameters."""
@@ -179,6 +238,19 @@ class ProgramDensity:
                 f"{sorted(names)}"
             )
         self._names = names
+
+
+def _has_no_machine(name: str, node: Any) -> bool:
+    """Whether the log-density of a site is what its distribution says, without a machine that is known."""
+    uncounted = node["mask"] is False or is_plate(node)
+    return not uncounted and machine_within(name, node)[0] is None
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two results of the same computation are equal but for rounding."""
+    return a.shape == b.shape and bool(
+        torch.isclose(a, b, rtol=1e-5, atol=1e-9, equal_nan=True).all()
+    )
 
 
 def _site(name: str, node: Any) -> _Site:

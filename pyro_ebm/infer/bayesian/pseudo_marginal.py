@@ -43,7 +43,8 @@ class PseudoMarginal(ParameterKernel):
     weights of either sign; these are positive.
 
     The model, exact draws, proposals and drivers are as for :class:`Exchange`. Within
-    :class:`~pyro_ebm.infer.Gibbs`, other blocks must not change the parameters of the machines.
+    :class:`~pyro_ebm.infer.Gibbs`, other blocks must not change the parameters of the machines, nor which
+    rows count (a mask that is computed from latent sites): the estimate belongs to both.
 
     **References**
 
@@ -126,6 +127,7 @@ class PseudoMarginal(ParameterKernel):
         super()._reset()
         self._anchor: dict[str, MachineFactor] = {}
         self._estimate: Tensor | None = None
+        self._proposed: Tensor | None = None
         self._deviation: Tensor | None = None
 
     def _start_run(self, point: Point) -> None:
@@ -134,6 +136,8 @@ class PseudoMarginal(ParameterKernel):
             anchor = self.density.evaluate(
                 self.density.unconstrain(self._of_chains(self.reference))
             )
+            if not bool(anchor.log_density.isfinite().all()):
+                raise ValueError("the log-density of the model is not finite at the reference")
         self._anchor_at(anchor, point)
 
     def _of_chains(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -150,8 +154,12 @@ class PseudoMarginal(ParameterKernel):
         self._estimate = self._log_estimate(point)
 
     def _window_ended(self, mean: Tensor, point: Point) -> None:
-        if self.reference is None:
-            self._anchor_at(self.density.evaluate(mean), point)
+        if self.reference is not None:
+            return
+        anchor = self.density.evaluate(mean)
+        # Between good machines there may be one without a finite Z; then the reference stays.
+        if bool(anchor.log_density.isfinite().all()):
+            self._anchor_at(anchor, point)
 
     def _warmup_ended(self, point: Point) -> None:
         repeats = torch.stack([self._log_estimate(point) for _ in range(_NUM_REPEATS)])
@@ -167,22 +175,23 @@ class PseudoMarginal(ParameterKernel):
         """What is conditioned on, or the state, is another one, and the estimate is that of before."""
         before = self._point
         assert before is not None
-        same = [factor.has_parameters_of(before.factors[n]) for n, factor in point.factors.items()]
-        if not all(same):
-            raise ValueError(
-                "parameters of the machines were changed by something other than PseudoMarginal, to which "
-                "its estimate of Z does not belong; use Exchange in a compound kernel"
-            )
+        for name, factor in point.factors.items():
+            other = before.factors[name]
+            if not (factor.has_parameters_of(other) and factor.counts_rows_of(other)):
+                raise ValueError(
+                    f"parameters, rows or the mask of the machine at site {name!r} were changed by something "
+                    "other than PseudoMarginal, to which its estimate of Z does not belong; use Exchange in "
+                    "a compound kernel"
+                )
 
-    def _transition(self, point: Point) -> tuple[Point, Tensor, Tensor]:
+    def _log_ratio(self, proposal: Point, point: Point) -> Tensor:
         assert self._estimate is not None
-        proposal = self.density.evaluate(self.walk.propose(point.z))
-        estimate = self._log_estimate(proposal)
-        log_ratio = proposal.log_density + estimate - point.log_density - self._estimate
-        accept_prob = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0)
-        accepted = torch.rand_like(accept_prob) < accept_prob
-        self._estimate = torch.where(accepted, estimate, self._estimate)
-        return self._choose(accepted, proposal, point), accept_prob, accepted
+        self._proposed = self._log_estimate(proposal)
+        return proposal.log_density + self._proposed - point.log_density - self._estimate
+
+    def _accepted(self, accepted: Tensor) -> None:
+        assert self._estimate is not None and self._proposed is not None
+        self._estimate = torch.where(accepted, self._proposed, self._estimate)
 
     def _log_estimate(self, point: Point) -> Tensor:
         """Logarithm of an unbiased, positive estimate of the ratio of Z at the reference to Z at a point, to
@@ -190,6 +199,7 @@ class PseudoMarginal(ParameterKernel):
         total = torch.zeros_like(point.log_density)
         for name, factor in point.factors.items():
             anchor = self._anchor[name]
+            factor.check_rows_of(anchor)
             if factor.has_parameters_of(anchor):
                 continue
             x = draw_auxiliary(factor, self.num_sweeps, self.num_particles)

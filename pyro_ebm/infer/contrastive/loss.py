@@ -14,6 +14,9 @@ from pyro.infer import (
     JitTraceGraph_ELBO,
     ReweightedWakeSleep,
     Trace_ELBO,
+    Trace_MMD,
+    TraceEnum_ELBO,
+    TraceTMC_ELBO,
 )
 from pyro.infer.trace_mean_field_elbo import JitTraceMeanField_ELBO
 from torch import Tensor
@@ -31,6 +34,7 @@ from pyro_ebm.infer.contrastive.sides import (
     states_of_side,
 )
 from pyro_ebm.infer.log_partition import exact_log_partition
+from pyro_ebm.infer.log_partition.exact import MAX_STATES
 from pyro_ebm.infer.mcmc import VectorizedKernel
 
 __all__ = ["ContrastiveDivergence"]
@@ -51,7 +55,8 @@ class ContrastiveDivergence(ELBO):
     where :math:`\tilde v_i` are states of chains of the model. Its gradient is that of log Z whenever the
     chains are in equilibrium, :math:`\partial \log Z = -E[\partial F]`, whatever value :math:`\ell` has; the
     given ``elbo`` then runs unchanged, so that scale, mask, plates, subsampling and enumeration need
-    nothing special. A latent site that is enumerated gets its exact log Z.
+    nothing special. A latent site that is enumerated gets its exact log Z; one that is the few free units of
+    a machine too large for it (:func:`~pyro_ebm.infer.clamped`) gets the surrogate.
 
     The reported loss is off by :math:`\ell - \log Z` per row; pass ``log_partition`` to correct it. The value
     matters for the gradient too where the site depends on another latent variable that is enumerated
@@ -229,15 +234,20 @@ class ContrastiveDivergence(ELBO):
 
     def _normalizing(self, model: Callable[..., Any]) -> Callable[..., Any]:
         def normalized(*args: Any, **kwargs: Any) -> Any:
-            draws = isinstance(self.elbo, ReweightedWakeSleep)
-            with NormalizeMessenger(self._log_partition_of, self.persistent, draws=draws):
+            messenger = NormalizeMessenger(
+                self._log_partition_of,
+                self.persistent,
+                draws=isinstance(self.elbo, ReweightedWakeSleep | Trace_MMD),
+                enumerates=isinstance(self.elbo, TraceEnum_ELBO | TraceTMC_ELBO),
+            )
+            with messenger:
                 return model(*args, **kwargs)
 
         return normalized
 
     def _log_partition_of(self, site: MachineSite, value: Tensor) -> Tensor:
         """log Z of the rows of a site, whose gradient is that of the negative phase."""
-        if site.enumerated:
+        if site.enumerated and not (site.is_part and _is_too_large(site.dist)):
             return exact_log_partition(site.dist).to(site.dist.weight.dtype)
         rows = site.rows(value)
         machine = rows.machine
@@ -325,6 +335,14 @@ class ContrastiveDivergence(ELBO):
             chains.set(moving, moved)
             self._moved |= {(site, key) for key in moving}
         return chains.get(keys)
+
+
+def _is_too_large(machine: RBM) -> bool:
+    """Whether the exact log Z is refused, from the sizes alone."""
+    if machine.visible.is_gaussian and machine.hidden.is_gaussian:
+        return False
+    sizes = [n for n in (machine.visible.num_states, machine.hidden.num_states) if n is not None]
+    return not sizes or min(sizes) > MAX_STATES
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

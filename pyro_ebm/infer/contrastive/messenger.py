@@ -12,7 +12,7 @@ from torch import Size, Tensor
 
 from pyro_ebm.distributions import DBM, RBM, EnergyBased
 from pyro_ebm.distributions.rbm import MAX_ENUMERATED_STATES
-from pyro_ebm.distributions.wrapped import replace_machine
+from pyro_ebm.distributions.wrapped import is_masked_out, replace_machine
 from pyro_ebm.infer.contrastive.normalizer import normalizer_of
 from pyro_ebm.infer.contrastive.rows import (
     SiteRows,
@@ -37,6 +37,7 @@ class MachineSite:
     :param key: the user's ``infer={"chain_key": ...}``; None if there is none.
     :param mask: which rows are not masked out; all if None.
     :param bool enumerated: whether it is a latent site that the ELBO enumerates.
+    :param bool is_part: whether the site is that of a few free units of ``dist``, which may be huge.
     """
 
     name: str
@@ -46,6 +47,7 @@ class MachineSite:
     key: Tensor | None
     mask: Tensor | None
     enumerated: bool
+    is_part: bool = False
 
     def rows(self, value: Tensor) -> SiteRows:
         """The rows of a value by the machine that they belong to."""
@@ -64,6 +66,7 @@ class NormalizeMessenger(Messenger):
     :param bool persistent: whether chains go on from step to step.
     :param bool draws: whether a site may be drawn from the model, as in the sleep phase of wake-sleep. An
         ELBO that does it has met a latent site which neither its guide has nor enumeration sums out.
+    :param bool enumerates: whether the ELBO sums out the sites that are annotated so; others ignore it.
     """
 
     def __init__(
@@ -72,11 +75,13 @@ class NormalizeMessenger(Messenger):
         persistent: bool,
         *,
         draws: bool = False,
+        enumerates: bool = False,
     ) -> None:
         super().__init__()
         self._log_partition = log_partition
         self._persistent = persistent
         self._draws = draws
+        self._enumerates = enumerates
 
     def _pyro_sample(self, msg: Any) -> None:
         mask = msg["mask"]
@@ -88,11 +93,31 @@ class NormalizeMessenger(Messenger):
         )
 
     def _normalized(self, fn: EnergyBased, msg: Any, mask: Tensor | None) -> Any:
-        return fn if fn.log_partition is not None else self._surrogate(fn, msg, mask)
+        if fn.log_partition is None:
+            return self._surrogate(fn, msg, mask)
+        refusal = self._refusal(msg)
+        return fn if refusal is None else SurrogateNormalized(fn, None, refusal)
+
+    def _is_enumerated(self, msg: Any) -> bool:
+        infer = msg["infer"]
+        counts = self._enumerates or infer.get("_enumerate_dim") is not None
+        return not msg["is_observed"] and infer.get("enumerate") is not None and counts
+
+    def _refusal(self, msg: Any) -> str | None:
+        """Why a site is not to be drawn from the model; None if it may be."""
+        fits = msg["is_observed"] or self._draws or self._is_enumerated(msg)
+        # A site that is masked out adds nothing to any ELBO.
+        if fits or is_masked_out(msg["fn"], msg["mask"]):
+            return None
+        return (
+            f"latent site {msg['name']!r} is neither in the guide nor enumerated, so the ELBO would be "
+            "that of another model; give it a guide. Enumerated are machines of at most "
+            f"{MAX_ENUMERATED_STATES} visible states, in a model under config_enumerate with TraceEnum_ELBO"
+        )
 
     def _surrogate(self, fn: EnergyBased, msg: Any, mask: Tensor | None) -> SurrogateNormalized:
         name, key = msg["name"], msg["infer"].get("chain_key")
-        other = normalizer_of(msg["infer"])
+        other = normalizer_of(fn)
         whole, complete = (fn, _same) if other is None else (other.machine, other.complete)
         deep = whole.compact() if isinstance(whole, DBM) else None
         dist = as_rbm(whole.compact())
@@ -103,23 +128,16 @@ class NormalizeMessenger(Messenger):
         elif self._persistent:
             self._refuse_row_parameters(dist, msg)
 
-        def is_enumerated() -> bool:
-            return not msg["is_observed"] and msg["infer"].get("enumerate") is not None
-
         def log_partition(value: Tensor) -> Tensor:
             # Asked anew: the enumeration of a guide comes to the site when it is replayed, which is after
             # this messenger has seen it.
-            site = MachineSite(name, dist, deep, fn.batch_shape, key, mask, is_enumerated())
+            enumerated = self._is_enumerated(msg)
+            site = MachineSite(
+                name, dist, deep, fn.batch_shape, key, mask, enumerated, other is not None
+            )
             return self._log_partition(site, complete(value))
 
-        refusal = None
-        if not (is_enumerated() or self._draws):
-            refusal = (
-                f"latent site {name!r} is neither in the guide nor enumerated, so the ELBO would be that of "
-                "another model; give it a guide. Enumerated are machines of at most "
-                f"{MAX_ENUMERATED_STATES} visible states, in a model under config_enumerate"
-            )
-        return SurrogateNormalized(fn, log_partition, refusal)
+        return SurrogateNormalized(fn, log_partition, self._refusal(msg))
 
     @staticmethod
     def _refuse_row_parameters(dist: RBM, msg: Any) -> None:

@@ -3,18 +3,23 @@
 
 """Sites whose log Z is that of another machine than their own distribution."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from pyro_ebm.distributions import EnergyBased
+from pyro_ebm.distributions.wrapped import wrapped_machine
 
-__all__ = ["KEY", "Normalizer", "normalizer_of"]
+__all__ = ["Normalizer", "normalizer_of", "with_normalizer"]
 
-#: Where a site's ``infer`` dictionary holds its normaliser.
-KEY = "_normalizer"
+_Machine = TypeVar("_Machine", bound=EnergyBased)
+
+#: The attribute of a machine that holds its normaliser. On the machine, not in the site's ``infer``
+#: dictionary, which ``poutine.replay`` replaces by that of the guide.
+_ATTRIBUTE = "_pyro_ebm_normalizer"
 
 
 @dataclass(frozen=True)
@@ -26,14 +31,40 @@ class Normalizer:
     :math:`p(\text{free} | \text{fixed})`, from which the parameters do not learn what is fixed.
 
     :param EnergyBased machine: the whole machine.
-    :param complete: gives its states from those of the site.
+    :param completions: functions that give its states from those of the site, one after the other.
     """
 
     machine: EnergyBased
-    complete: Callable[[Tensor], Tensor]
+    completions: tuple[Callable[[Tensor], Tensor], ...]
+
+    def complete(self, value: Tensor) -> Tensor:
+        """States of the whole machine from those of the site."""
+        for completion in self.completions:
+            value = completion(value)
+        return value
 
 
-def normalizer_of(infer: dict[str, Any]) -> Normalizer | None:
-    """That of a site by its ``infer`` dictionary; None if the site's own log Z is meant."""
-    normalizer: Normalizer | None = infer.get(KEY)
+def with_normalizer(
+    free: _Machine, machine: EnergyBased, complete: Callable[[Tensor], Tensor]
+) -> _Machine:
+    """A machine over the free units of another one, which may be such a part itself.
+
+    :param free: the machine over the free units.
+    :param machine: the machine whose units were fixed.
+    :param complete: gives states of ``machine`` from those of ``free``.
+    """
+    outer = normalizer_of(machine)
+    new = copy.copy(free)
+    new.__dict__[_ATTRIBUTE] = (
+        Normalizer(machine, (complete,))
+        if outer is None
+        else Normalizer(outer.machine, (complete, *outer.completions))
+    )
+    return new
+
+
+def normalizer_of(fn: Any) -> Normalizer | None:
+    """That of a distribution's machine; None if its own log Z is meant."""
+    machine = wrapped_machine(fn)
+    normalizer: Normalizer | None = None if machine is None else machine.__dict__.get(_ATTRIBUTE)
     return normalizer

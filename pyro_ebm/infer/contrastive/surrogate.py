@@ -24,7 +24,8 @@ class SurrogateNormalized(TorchDistribution):
     copies that plates make.
 
     :param EnergyBased base: the unnormalised distribution.
-    :param log_partition: called once with a value; gives log Z of the parameters' batch shape.
+    :param log_partition: called once with a value; gives log Z of the parameters' batch shape. None if the
+        log-probability is the distribution's own, with the log Z that is attached to it.
     :param str refusal: why the distribution is not to be drawn from; None if it may be.
     """
 
@@ -33,7 +34,7 @@ class SurrogateNormalized(TorchDistribution):
     def __init__(
         self,
         base: EnergyBased,
-        log_partition: Callable[[Tensor], Tensor],
+        log_partition: Callable[[Tensor], Tensor] | None,
         refusal: str | None = None,
     ) -> None:
         self.base = base
@@ -65,6 +66,8 @@ class SurrogateNormalized(TorchDistribution):
         return self.base.sample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._compute is None:
+            return self.base.log_prob(value)
         if not self._cache:
             self._cache.append(self._compute(value))
         return self.base.normalized_log_prob(value, self._cache[0])

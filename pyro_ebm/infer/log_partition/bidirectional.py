@@ -16,8 +16,7 @@ from torch.nn.functional import logsigmoid
 from tqdm.auto import tqdm
 
 from pyro_ebm.distributions import DBM, RBM
-from pyro_ebm.distributions.enumeration import enumerable_side
-from pyro_ebm.distributions.sampling import MAX_EXACT_STATES
+from pyro_ebm.distributions.sampling import exact_side
 from pyro_ebm.infer.log_partition.ais import estimate_log_partition
 from pyro_ebm.infer.log_partition.bennett import bennett_acceptance_ratio, jackknife_error
 from pyro_ebm.infer.log_partition.deep_side import Side, as_side
@@ -219,8 +218,7 @@ def _needs_tempering(dist: RBM, initial: Tensor | str | None) -> bool:
 
 def can_sample_exactly(dist: RBM) -> bool:
     """Whether a layer is small enough to be enumerated for exact draws."""
-    side = enumerable_side(dist)
-    return side is not None and (side.visible.num_states or 0) <= MAX_EXACT_STATES
+    return exact_side(dist) is not None
 
 
 def _combine(

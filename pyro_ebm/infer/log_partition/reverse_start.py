@@ -7,8 +7,7 @@ import torch
 from torch import Size, Tensor
 
 from pyro_ebm.distributions import RBM
-from pyro_ebm.distributions.enumeration import enumerable_side
-from pyro_ebm.distributions.sampling import MAX_EXACT_STATES
+from pyro_ebm.distributions.sampling import MAX_EXACT_STATES, exact_side
 from pyro_ebm.infer.paths import Path
 
 __all__ = ["STARTS", "ReverseStart"]
@@ -32,13 +31,14 @@ class ReverseStart:
     def __init__(self, dist: RBM, start: str, initial: Tensor | None, num_chains: int) -> None:
         if start not in STARTS:
             raise ValueError(f"start must be one of {STARTS}, got {start!r}")
+        is_small = exact_side(dist) is not None
         if start == "auto":
-            start = "given" if initial is not None else "exact" if _is_small(dist) else "forward"
+            start = "given" if initial is not None else "exact" if is_small else "forward"
         if (start == "given") != (initial is not None):
             raise ValueError(
                 f"start={start!r} {'needs' if initial is None else 'does not go with'} initial"
             )
-        if start == "exact" and not _is_small(dist):
+        if start == "exact" and not is_small:
             raise ValueError(
                 f'start="exact" needs a layer of at most {MAX_EXACT_STATES} states to enumerate'
             )
@@ -70,11 +70,6 @@ class ReverseStart:
         for _ in range(self._dist.num_gibbs_steps):
             v = path.step(v)
         return v
-
-
-def _is_small(dist: RBM) -> bool:
-    side = enumerable_side(dist)
-    return side is not None and (side.visible.num_states or 0) <= MAX_EXACT_STATES
 
 
 def _checked(initial: Tensor, dist: RBM, num_chains: int) -> Tensor:

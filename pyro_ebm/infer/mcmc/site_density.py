@@ -14,7 +14,7 @@ from torch import Size, Tensor
 
 from pyro_ebm.distributions import DBM, RBM, EnergyBased
 from pyro_ebm.distributions.units import Unit
-from pyro_ebm.distributions.wrapped import wrapped_machine
+from pyro_ebm.distributions.wrapped import replace_machine, wrapped_machine
 from pyro_ebm.infer.mcmc.even_layers import EvenLayers, EvenLayersMessenger, deep_machine
 
 __all__ = [
@@ -338,8 +338,12 @@ class SiteDensity:
         nodes = _nodes(trace)
         names = list(nodes)
         below = [n for n in names[names.index(self.name) + 1 :] if nodes[n]["type"] == "sample"]
-        machines = {n: nodes[n]["fn"] for n in below if isinstance(nodes[n]["fn"], EnergyBased)}
-        return {n: fn.parameters() for n, fn in machines.items() if fn.log_partition is None}
+        machines = {n: wrapped_machine(nodes[n]["fn"]) for n in below}
+        return {
+            n: machine.parameters()
+            for n, machine in machines.items()
+            if machine is not None and machine.log_partition is None
+        }
 
     def _check_rows(self) -> None:
         """Changing some rows must not change the log-density of the others."""
@@ -398,11 +402,17 @@ _is_plate, _plate_nesting = is_plate, plate_nesting
 
 def _random_value(fn: TorchDistribution) -> Tensor:
     """A value from a law with the site's support; for a machine, without any field."""
-    if isinstance(fn, RBM):
-        theta = fn.visible.neutral().natural_bias.detach()
-        return fn.visible.natural_sample(theta.expand(fn.batch_shape + fn.event_shape))
+    machine = wrapped_machine(fn)
+    if isinstance(machine, RBM):
+        theta = machine.visible.neutral().natural_bias.detach()
+        return machine.visible.natural_sample(theta.expand(fn.batch_shape + fn.event_shape))
     value: Tensor = fn.sample().detach()
     return value
+
+
+def _detached(machine: EnergyBased, _: Tensor | None) -> EnergyBased:
+    """A machine within another distribution, whose log_prob() has no parameters to guard."""
+    return machine.detach() if isinstance(machine, RBM | DBM) else machine
 
 
 def _own_log_prob(node: Any, own: bool) -> Tensor:
@@ -416,7 +426,7 @@ def _own_log_prob(node: Any, own: bool) -> Tensor:
         # The guard of log_prob() is about gradients by parameters, which nobody takes here.
         log_prob = fn.normalized_log_prob(node["value"], fn.log_partition)
     else:
-        log_prob = fn.log_prob(node["value"])
+        log_prob = replace_machine(fn, _detached, site=node["name"]).log_prob(node["value"])
     result = log_prob.double()
     if scaled:
         kept = result * scale

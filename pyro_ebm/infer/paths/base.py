@@ -105,6 +105,7 @@ class Path(ABC):
         first: int = 0,
         log_weights: Tensor | None = None,
         on_state: Callable[[int, Tensor, Tensor], None] | None = None,
+        last_move: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Carry states along the path, in either direction.
 
@@ -119,6 +120,8 @@ class Path(ABC):
         :param Tensor log_weights: what the steps before it added up to. Not changed.
         :param on_state: called after every step with the number of steps done, the states and the
             sums of the increments, which go on changing: copy or save what is to be kept.
+        :param bool last_move: whether to move the states at ``betas[-1]`` too, which no weight depends on.
+            Without, they are those of the temperature before.
         :returns: the states at ``betas[-1]`` and the logarithms of the importance weights (float64),
             whose exponentials have the mean Z(betas[-1]) / Z(betas[0]).
         """
@@ -132,11 +135,12 @@ class Path(ABC):
             total += increment
             if on_step is not None:
                 on_step(i, increment)
-            if transition is None:
-                v = self.move(fields, beta_next)
-            else:
-                v = transition(self.machine(beta_next), v)
-            fields = self.fields(v, beta_next)
+            if last_move or i < len(betas) - 2:
+                if transition is None:
+                    v = self.move(fields, beta_next)
+                else:
+                    v = transition(self.machine(beta_next), v)
+                fields = self.fields(v, beta_next)
             if on_state is not None:
                 on_state(i + 1, v, total)
         return v, total + self.constant(betas[-1]) - self.constant(betas[0])

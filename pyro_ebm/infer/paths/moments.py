@@ -11,8 +11,7 @@ from torch import Generator, Size, Tensor
 from tqdm.auto import tqdm
 
 from pyro_ebm.distributions import RBM
-from pyro_ebm.distributions.enumeration import enumerable_side
-from pyro_ebm.distributions.sampling import MAX_EXACT_STATES
+from pyro_ebm.distributions.sampling import exact_side
 from pyro_ebm.distributions.units import Unit
 from pyro_ebm.infer.paths.canonical import canonical, with_bias
 from pyro_ebm.infer.paths.geometric import base_unit
@@ -103,7 +102,7 @@ def moment_averaged_path(
     goal = _target_moments(compact, samples, num_chains, generator)
     origin = base_moments(start)
     fit: ChainFit | None = None
-    if not _can_enumerate(end, _MAX_FITTED_STATES):
+    if exact_side(end, _MAX_FITTED_STATES) is None:
         fit = ChainFit(_draws(start, num_chains, generator), num_updates, learning_rate, generator)
     betas = [k / (num_knots + 1) for k in range(num_knots + 2)]
     knots = [start]
@@ -135,16 +134,11 @@ def _draws(start: RBM, num_chains: int, generator: Generator | None) -> Tensor:
     return start.visible.natural_sample(theta.expand(num_chains, *theta.shape), generator)
 
 
-def _can_enumerate(machine: RBM, max_states: int) -> bool:
-    side = enumerable_side(machine)
-    return side is not None and (side.visible.num_states or 0) <= max_states
-
-
 def _target_moments(
     dist: RBM, samples: Tensor | None, num_chains: int, generator: Generator | None
 ) -> Moments:
     if samples is None:
-        if _can_enumerate(dist, MAX_EXACT_STATES):
+        if exact_side(dist) is not None:
             return enumerated_moments(canonical(dist))[0]
         samples = dist.sample(Size((num_chains,)), generator=generator)
     shape = (*dist.parameter_batch_shape, dist.event_shape[0])

@@ -4,7 +4,8 @@
 """A Pyro program with some units of a machine fixed."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -14,7 +15,7 @@ from torch import Size, Tensor
 
 from pyro_ebm.distributions import DBM, RBM, EnergyBased
 from pyro_ebm.distributions.wrapped import replace_machine, wrapped_machine
-from pyro_ebm.infer.contrastive.normalizer import KEY, Normalizer
+from pyro_ebm.infer.contrastive.normalizer import with_normalizer
 
 __all__ = ["clamped"]
 
@@ -89,9 +90,11 @@ def clamped(
             f"{type(values).__name__}"
         )
 
+    order = _Order.of_mask(mask.get(0) if isinstance(mask, Mapping) else mask)
+
     def program(*args: Any, **kwargs: Any) -> Any:
         given = values(*args, **kwargs) if callable(values) else values
-        messenger = _ClampMessenger(site, mask, given)
+        messenger = _ClampMessenger(site, mask, given, order)
         with messenger:
             result = model(*args, **kwargs)
         if not messenger.found:
@@ -106,9 +109,9 @@ def clamped(
 class _ClampMessenger(Messenger):
     """Replaces one site by the machine over its free units and the whole value."""
 
-    def __init__(self, site: str, mask: _ByLayer, values: _ByLayer) -> None:
+    def __init__(self, site: str, mask: _ByLayer, values: _ByLayer, order: "_Order | None") -> None:
         super().__init__()
-        self._site, self._mask, self._values = site, mask, values
+        self._site, self._mask, self._values, self._order = site, mask, values, order
         self.found = False
         #: Names of the sites that were met.
         self.sites: list[str] = []
@@ -129,13 +132,18 @@ class _ClampMessenger(Messenger):
                 "can be clamped"
             )
         self.found = True
-        complete = _Completion(self._site, machine, self._mask, self._values)
-        infer = {**msg["infer"], KEY: Normalizer(machine, complete)}
-        free_fn = replace_machine(msg["fn"], lambda fn, _: self._free(fn), site=self._site)
+        complete = _Completion(self._site, machine, self._order, self._values)
+
+        def free_part(fn: EnergyBased, _: Tensor | None) -> EnergyBased:
+            return with_normalizer(self._free(fn), fn, complete)
+
+        free_fn = replace_machine(msg["fn"], free_part, site=self._site)
         # The sample statement passes all handlers again, as in a Pyro reparametriser.
-        free = pyro.sample(f"{self._site}_free", free_fn, infer=cast(Any, infer))
+        infer: Any = dict(msg["infer"])
+        free = pyro.sample(f"{self._site}_free", free_fn, infer=infer)
         value = complete(free)
-        msg["fn"] = dist.Delta(value, event_dim=len(free_fn.event_shape)).mask(False)
+        # Its log-density is 0 in the value's dtype; that of a masked distribution has the default one.
+        msg["fn"] = dist.Delta(value, event_dim=len(free_fn.event_shape))
         msg["value"] = value
         msg["is_observed"] = True
         msg["infer"] = {"_deterministic": True}
@@ -155,40 +163,61 @@ class _ClampMessenger(Messenger):
         return free.normalize(machine.log_partition)
 
 
+@dataclass(frozen=True)
+class _Order:
+    """Where free and fixed units of the visible layer go, found once for all runs.
+
+    :param mask: which units are fixed.
+    :param index: places of the units among the free ones followed by the fixed ones.
+    :param bool is_full: whether no unit is free.
+    """
+
+    mask: Tensor
+    index: Tensor
+    is_full: bool
+
+    @staticmethod
+    def of_mask(mask: Any) -> "_Order | None":
+        """None for what is no mask; the machine's own ``clamp`` says what is wrong with it."""
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() != 1:
+            return None
+        where = torch.arange(len(mask), device=mask.device)
+        index = torch.cat([where[~mask], where[mask]]).argsort()
+        return _Order(mask, index, bool(mask.all()))
+
+
 class _Completion:
     """The whole visible layer from its free units.
 
     :param str site: name of the site, for messages.
     :param machine: the whole machine.
-    :param mask: which units are fixed.
+    :param order: which units are fixed, None if no visible ones.
     :param values: their values.
     """
 
-    def __init__(self, site: str, machine: RBM | DBM, mask: _ByLayer, values: _ByLayer) -> None:
-        size = machine.event_shape[0]
-        visible_mask = mask.get(0) if isinstance(mask, Mapping) else mask
+    def __init__(
+        self, site: str, machine: RBM | DBM, order: _Order | None, values: _ByLayer
+    ) -> None:
         visible = values.get(0) if isinstance(values, Mapping) else values
+        self._order = order
+        self._fixed: Tensor | None = None
         # Wrong shapes and kinds are refused where the machine is clamped.
-        fits = isinstance(visible_mask, Tensor) and visible_mask.shape == (size,)
-        if fits and visible_mask is not None and bool(visible_mask.all()):
+        if order is None or order.mask.shape != machine.event_shape:
+            return
+        if order.is_full:
             raise ValueError(
                 f"mask fixes all visible units of site {site!r}; use poutine.condition instead"
             )
-        self._fixed: Tensor | None = None
-        if fits and visible_mask is not None and isinstance(visible, Tensor):
-            where = torch.arange(size, device=visible_mask.device)
-            order = torch.cat([where[~visible_mask], where[visible_mask]])
-            self._order = order.argsort()
-            parameter = machine.parameters()[0]
-            self._fixed = visible.to(parameter)[..., visible_mask]
+        if isinstance(visible, Tensor) and visible.shape[-1:] == machine.event_shape:
+            self._fixed = visible.to(machine.parameters()[0])[..., order.mask]
 
     def __call__(self, free: Tensor) -> Tensor:
-        if self._fixed is None:
+        if self._fixed is None or self._order is None:
             return free
         batch = torch.broadcast_shapes(free.shape[:-1], self._fixed.shape[:-1])
         parts = [free.expand(*batch, -1), self._fixed.to(free.dtype).expand(*batch, -1)]
         # Gathered, not written into a copy: gradients and Pyro's provenance go through.
-        return torch.cat(parts, -1)[..., self._order]
+        return torch.cat(parts, -1)[..., self._order.index]
 
 
 def _check_values(site: str, machine: RBM | DBM, values: _ByLayer) -> None:

@@ -17,8 +17,9 @@ from torch import Size, Tensor
 from torch.distributions import constraints, transform_to
 
 from pyro_ebm.distributions import RBM, EnergyBased, UnnormalizedGradientError
+from pyro_ebm.distributions.concrete import RelaxedBernoulli
 from pyro_ebm.distributions.wrapped import replace_machine, wrapped_machine
-from pyro_ebm.infer.programs.bounds import is_inside, is_same
+from pyro_ebm.infer.programs.bounds import hull_of, is_inside, is_inside_hull, is_same
 
 __all__ = ["FactorReparam", "FactorReparamWarning"]
 
@@ -46,7 +47,9 @@ class FactorReparam(Reparam):
       ``positive`` it is one of :class:`~pyro_ebm.distributions.units.ReLU` units, which block Gibbs samples.
     * **A relaxation.** Bits on ``unit_interval``, spins on ``interval(-1, 1)``. :math:`F` is defined there,
       but this is **another model**: its density has not the bits as its limit, and its means are not
-      theirs. Use it where a continuous machine is what you want, or to look for a start.
+      theirs. Use it where a continuous machine is what you want, or to look for a start. The support must
+      lie between the states: beyond them the density has no integral. The log Z that
+      :func:`~pyro_ebm.distributions.relaxed` machines keep is that of bits, hence of another support.
 
     **Log Z** on another support is another number. An attached one is dropped, with a
     :class:`FactorReparamWarning`: the posterior of the site does not need it, as long as the machine's
@@ -63,7 +66,7 @@ class FactorReparam(Reparam):
     :raises TypeError: if an argument is of another type; at a site that is no RBM. Of a DBM, sample
         :meth:`~pyro_ebm.distributions.DBM.bipartite`, which has a closed density.
     :raises ValueError: if ``support`` is discrete; at a site that is observed, or whose real units are not
-        defined on all of ``support``.
+        defined on all of ``support``, or whose discrete units have their states on one side of a part of it.
 
     >>> import pyro, torch
     >>> from pyro import poutine
@@ -101,11 +104,14 @@ class FactorReparam(Reparam):
         self.support = support
         self.log_partition = log_partition
         self._warned: set[str] = set()
+        # By site: comparing bounds on another device waits for it, and supports stay from run to run.
+        self._checked: set[str] = set()
+        self._same: dict[str, bool] = {}
 
     def apply(self, msg: Any) -> Any:
         name, fn = msg["name"], msg["fn"]
         machine = self._check(name, fn, msg["is_observed"])
-        support = machine.support if self.support is None else self.support
+        support = _own_support(machine) if self.support is None else self.support
         support = _whole_event(support, fn.event_dim)
         start = msg["value"]
         if start is not None and self._is_unfit(machine, support, start):
@@ -133,7 +139,9 @@ class FactorReparam(Reparam):
             raise ValueError(
                 f"site {name!r} is observed, so there is nothing that HMC could sample"
             )
-        own = machine.support
+        if name in self._checked:
+            return machine
+        own = _own_support(machine)
         if self.support is None and own.is_discrete:
             raise ValueError(
                 f"site {name!r} has discrete units; HMC needs a support to relax them to, such as "
@@ -143,37 +151,53 @@ class FactorReparam(Reparam):
             raise ValueError(
                 f"site {name!r}: its units are defined on {own} only, not on {self.support}"
             )
+        if self.support is not None and own.is_discrete and not is_inside_hull(self.support, own):
+            raise ValueError(
+                f"site {name!r}: discrete units need a support between their states, from and to "
+                f"{hull_of(own)}, beyond which the density has no integral; got {self.support}"
+            )
+        self._checked.add(name)
         return machine
 
     @staticmethod
     def _is_unfit(machine: RBM, support: constraints.Constraint, start: Tensor) -> bool:
         """Whether a start drawn from the old support is outside of the new one, or (a state of discrete
         units) on its bound, which the transform of HMC puts at infinity."""
+        if isinstance(machine.visible, RelaxedBernoulli):
+            return bool(((start <= 0) | (start >= 1)).any())
         if machine.support.is_discrete and bool(machine.support.check(start).all()):
             return True
         return not bool(support.check(start).all())
 
+    def _has_log_partition_of(self, machine: RBM) -> bool:
+        """Whether the machine's own log Z is that on the support; of relaxed units it is that of bits."""
+        if isinstance(machine.visible, RelaxedBernoulli):
+            return False
+        return self.support is None or is_same(self.support, machine.support)
+
     def _factor(self, name: str, machine: EnergyBased) -> EnergyBased:
         """The machine as a factor at values of the new support."""
         assert isinstance(machine, RBM)
-        own = self.support is None or is_same(self.support, machine.support)
+        if name not in self._same:
+            self._same[name] = self._has_log_partition_of(machine)
         factor = copy.copy(machine)
         # Its own support is not that of the values.
         factor._validate_args = False
         if self.log_partition is not None:
             return factor.normalize(self.log_partition(machine.compact()))
-        if own:
+        if self._same[name]:
             return factor
+        support = _own_support(machine) if self.support is None else self.support
         if torch.is_grad_enabled() and any(p.requires_grad for p in machine.parameters()):
             raise UnnormalizedGradientError(
                 f"site {name!r}: parameters of the machine require a gradient, but its log Z on "
-                f"{self.support} is not known; give FactorReparam(..., log_partition=a function of it)"
+                f"{support} is not known; give FactorReparam(..., log_partition=a function of it)"
             )
         if machine.log_partition is not None and name not in self._warned:
             self._warned.add(name)
             warnings.warn(
                 f"site {name!r}: the attached log Z is dropped, as it is not that of the machine on "
-                f"{self.support}",
+                f"{support}",
                 FactorReparamWarning,
                 stacklevel=2,
             )
@@ -201,6 +225,13 @@ class _Improper(dist.ImproperUniform):
                 "a site over an improper law has no forward samples; give Predictive its posterior samples"
             )
         return _random_start(self.support, self.shape(Size(sample_shape)), self._like)
+
+
+def _own_support(machine: RBM) -> constraints.Constraint:
+    """The machine's own support, that of relaxed units as one that HMC takes."""
+    if isinstance(machine.visible, RelaxedBernoulli):
+        return constraints.independent(constraints.unit_interval, 1)
+    return machine.support
 
 
 def _whole_event(support: constraints.Constraint, event_dim: int) -> constraints.Constraint:

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 
 from pyro_ebm.distributions import DBM, RBM, EnergyBased
-from pyro_ebm.distributions.wrapped import replace_machine, wrapped_machine
+from pyro_ebm.distributions.wrapped import is_masked_out, replace_machine, wrapped_machine
 from pyro_ebm.infer.contrastive.normalizer import normalizer_of
 from pyro_ebm.infer.mcmc.site_density import started
 
@@ -41,6 +41,8 @@ class ProgramSite:
     :param bool requires_grad: whether a parameter of the machine requires a gradient.
     :param normalizer: the machine whose log Z the site needs. It is ``machine``, unless that is a part of it
         which :func:`~pyro_ebm.infer.clamped` has left free.
+    :param bool is_constant: whether the attached log Z is not computed from all of
+        ``depends_on``, as a number is not.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ProgramSite:
     depends_on: tuple[str, ...]
     requires_grad: bool
     normalizer: EnergyBased
+    is_constant: bool = False
 
     @property
     def is_normalized(self) -> bool:
@@ -63,9 +66,10 @@ class ProgramSite:
 
     @property
     def needs_log_partition(self) -> bool:
-        """Whether the density of the program is wrong without the log Z that is not attached: it would be
-        another number at every value of the latent sites that the parameters depend on."""
-        return bool(self.depends_on) and not self.is_normalized and self.mask is not False
+        """Whether the density of the program is wrong without a log Z that is not attached, or attached as a
+        constant: it is another number at every value of the latent sites that the parameters depend on."""
+        unknown = not self.is_normalized or self.is_constant
+        return bool(self.depends_on) and unknown and self.mask is not False
 
     def __str__(self) -> str:
         kind = type(self.machine).__name__
@@ -138,9 +142,13 @@ def check_log_partitions(
 
     Where the parameters of a machine depend on a latent site :math:`\theta`, its log Z is a function of
     :math:`\theta`, and no inference about :math:`\theta` is right without it. HMC and NUTS say so by
-    themselves, since they differentiate. Methods that only evaluate the density cannot notice:
-    :class:`pyro.infer.mcmc.RandomWalkKernel`, :class:`pyro.infer.Importance`,
-    :class:`pyro.infer.SMCFilter`. Call this before them.
+    themselves, as gradients are enabled while they run the model; so does
+    :class:`pyro.infer.mcmc.RandomWalkKernel`. Methods that draw the parameters cannot notice:
+    :class:`pyro.infer.Importance`, :class:`pyro.infer.SMCFilter`. Call this before them. An attached log Z
+    must be computed from the same latent sites; a constant is refused.
+
+    A site under :class:`~pyro_ebm.infer.FactorReparam` is not found, as it is no machine any more, and so not
+    checked: call this on the program without it.
 
     :param model: the model.
     :param args: its arguments.
@@ -156,7 +164,7 @@ def check_log_partitions(
         )
         raise ValueError(
             f"machines without log Z have parameters that depend on latent sites: {named}. Their log Z is a "
-            "function of these, without which every posterior is wrong: attach it by "
+            "function of these, without which (as with a constant) every posterior is wrong: attach it by "
             ".normalize(exact_log_partition(dist)), or use ContrastiveDivergence under SVI"
         )
     return sites
@@ -189,7 +197,10 @@ def _site(node: Any, latent: list[str]) -> ProgramSite:
     parameters = machine.parameters()
     sources = get_provenance(parameters)
     compact = _plain(machine)
-    other = normalizer_of(node["infer"])
+    other = normalizer_of(machine)
+    has_log_z = machine.log_partition is not None
+    known = get_provenance(machine.log_partition) if has_log_z else frozenset()
+    depends_on = tuple(name for name in latent if name in sources)
     frames = sorted((f for f in node["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim)
     return ProgramSite(
         name=node["name"],
@@ -198,10 +209,11 @@ def _site(node: Any, latent: list[str]) -> ProgramSite:
         event_shape=fn.event_shape,
         plates=tuple(frame.name for frame in frames),
         scale=node["scale"],
-        mask=False if _is_masked_out(fn, outer) else _untracked(mask),
+        mask=False if is_masked_out(fn, outer) else _untracked(mask),
         is_observed=node["is_observed"],
         log_partition=_untracked(machine.log_partition),
-        depends_on=tuple(name for name in latent if name in sources),
+        depends_on=depends_on,
+        is_constant=has_log_z and not known.issuperset(depends_on),
         requires_grad=any(p.requires_grad for p in parameters),
         normalizer=compact if other is None else _plain(other.machine),
     )
@@ -215,15 +227,6 @@ def _plain(machine: EnergyBased) -> EnergyBased:
 
 def _untracked(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else detach_provenance(tensor)
-
-
-def _is_masked_out(fn: Any, outer: Any) -> bool:
-    """Whether no row counts, from ``mask(False)`` around or within a distribution."""
-    while fn is not None:
-        if getattr(fn, "_mask", None) is False:
-            return True
-        fn = getattr(fn, "base_dist", None)
-    return outer is False
 
 
 def _number(scale: float | Tensor) -> str:

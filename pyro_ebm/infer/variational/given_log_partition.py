@@ -96,7 +96,7 @@ class GivenLogPartition(Messenger):
 
 def normalizing_machine(fn: EnergyBased, msg: Any) -> EnergyBased:
     """The machine whose log Z belongs to a site: its own, or the whole one of which units are fixed."""
-    other = normalizer_of(msg["infer"])
+    other = normalizer_of(fn)
     return fn.compact() if other is None else other.machine.compact()
 
 

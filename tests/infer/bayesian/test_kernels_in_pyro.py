@@ -26,6 +26,7 @@ from pyro_ebm.infer import (
 from pyro_ebm.infer.bayesian.auxiliary import bridge_log_weights, draw_auxiliary
 from pyro_ebm.infer.bayesian.machine_factor import machine_factor
 from pyro_ebm.infer.bayesian.random_walk import RandomWalk, covariance_windows
+from pyro_ebm.infer.paths import MachinePath
 from tests.infer.bayesian.small_programs import machine, program
 
 DATA = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]).double()
@@ -127,14 +128,27 @@ class TestWeights:
         error = weights.std(0) / len(weights) ** 0.5
         assert float(((weights.mean(0) - expected) / error).abs().max()) < 6.0
 
-    def test_both_directions_are_one(self) -> None:
-        """The straight line, and its sweeps, are the same from either end: weights of one step invert."""
-        start, end = (
-            machine(torch.tensor(c).double(), torch.zeros(()).double()) for c in (0.5, 2.0)
-        )
-        x = start.sample((5,))
-        there, back = (bridge_log_weights(a, b, x, 0) for a, b in ((start, end), (end, start)))
-        torch.testing.assert_close(there, -back)
+    @pytest.mark.parametrize("num_bridges", [1, 3])
+    def test_both_directions_are_one(
+        self, num_bridges: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One sweep at every machine between, and from the other end the same machines in reverse order."""
+        swept: list[Tensor] = []
+        move = MachinePath.move
+
+        def recorded(self: MachinePath, fields: Tensor, beta: float) -> Tensor:
+            swept.append(self.machine(beta).weight)
+            return move(self, fields, beta)
+
+        monkeypatch.setattr(MachinePath, "move", recorded)
+        ends = [machine(torch.tensor(c).double(), torch.zeros(()).double()) for c in (0.5, 2.0)]
+        found = []
+        for start, end in (ends, ends[::-1]):
+            swept.clear()
+            bridge_log_weights(start, end, DATA, num_bridges)
+            found.append(torch.stack(swept))
+        assert len(found[0]) == num_bridges
+        torch.testing.assert_close(found[0], found[1].flip(0))
 
 
 class TestPrograms:

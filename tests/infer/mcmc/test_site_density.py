@@ -194,6 +194,24 @@ class TestDerivatives:
         for tensor in (density.value_and_gradient(v)[1], *density.second_order(v)[1:]):
             assert torch.equal(tensor, torch.zeros_like(v))
 
+    def test_own_density_of_a_wrapped_machine(self) -> None:
+        mask = torch.tensor([True, False, True])
+        learnable = BernoulliRBM(
+            RBM_4.weight.clone().requires_grad_(), RBM_4.visible.bias, RBM_4.hidden.bias
+        )
+
+        def model() -> None:
+            v = pyro.sample("v", learnable.expand([3]).mask(mask).to_event(1))
+            pyro.factor("sum", v.sum())
+
+        v = states(2, 3)
+        value, gradient = SiteDensity(model).value_and_gradient(v, own=True)
+        leaf = v.clone().requires_grad_()
+        expected = torch.where(mask, -RBM_4.free_energy(leaf), 0.0).sum(-1) + leaf.sum((-1, -2))
+        torch.testing.assert_close(value, expected.detach())
+        (exact,) = torch.autograd.grad(expected.sum(), leaf)
+        torch.testing.assert_close(gradient, exact)
+
     def test_parameters_of_the_machine_may_want_gradients(self) -> None:
         rbm = BernoulliRBM(torch.ones(4, 2).requires_grad_(), torch.zeros(4), torch.zeros(2))
 
@@ -260,6 +278,22 @@ class TestRefusals:
     def test_model(self, model: Model, site: str | None, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             SiteDensity(model, site)
+
+    @pytest.mark.parametrize("wrap", ["to_event", "mask", "expand"])
+    def test_wrapped_machines_need_their_log_z(self, wrap: str) -> None:
+        def model() -> None:
+            b = pyro.sample("b", dist.Bernoulli(torch.tensor(0.5).double()))
+            fn: Any = BernoulliRBM((1 + b) * RBM_4.weight, DATA[0], RBM_4.hidden.bias)
+            if wrap == "to_event":
+                fn = fn.expand([3]).to_event(1)
+            elif wrap == "mask":
+                fn = fn.mask(torch.tensor(True))
+            else:
+                fn = fn.mask(torch.tensor(True)).expand([1]).to_event(1)
+            pyro.sample("v", fn, obs=torch.ones(*fn.batch_shape, *fn.event_shape).double())
+
+        with pytest.raises(ValueError, match="machine at site 'v' depend on site 'b'"):
+            SiteDensity(model, "b")
 
     def test_a_machine_with_its_log_z_is_fine(self) -> None:
         density = SiteDensity(components(True))

@@ -56,6 +56,32 @@ def test_densities(pair: tuple[str, str], kind: str, batched: bool) -> None:
     check_ladder(path, path.ladder(BETAS))
 
 
+@pytest.mark.parametrize("kind", ["geometric", "machines"])
+def test_the_last_move_is_for_nothing_but_the_states(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, weights are the same, and the states are those that the last ratio was taken at."""
+    path = make_path(kind, ("bernoulli", "ising")).with_generator(torch.Generator())
+    v = some_states(path.target, (50,))
+    moved: list[tuple[float, Tensor]] = []
+    move = type(path).move
+
+    def recorded(self: Path, fields: Tensor, beta: float) -> Tensor:
+        new = move(self, fields, beta)
+        moved.append((beta, new))
+        return new
+
+    monkeypatch.setattr(type(path), "move", recorded)
+    results = []
+    for last_move in (True, False):
+        moved.clear()
+        path.generator.manual_seed(3)
+        results.append(path.anneal(v, BETAS, last_move=last_move))
+        assert [beta for beta, _ in moved] == (BETAS[1:] if last_move else BETAS[1:-1])
+        assert torch.equal(results[-1][0], moved[-1][1])
+    assert torch.equal(results[0][1], results[1][1])
+
+
 def check_ladder(path: Path, ladder: Ladder) -> None:
     batch = path.batch_shape
     states = some_states(path.target, (2, 4, *batch))

@@ -3,6 +3,7 @@
 """Programs with some units of a machine fixed, against sums over all states of the whole machine."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from pyro.infer import (
 )
 from torch import Tensor
 
-from pyro_ebm.distributions import RBM, GaussianBernoulliRBM, units
+from pyro_ebm.distributions import RBM, BernoulliRBM, GaussianBernoulliRBM, units
 from pyro_ebm.infer import (
     BlockGibbs,
     ContrastiveDivergence,
@@ -31,6 +32,7 @@ from pyro_ebm.infer import (
     VectorizedMCMC,
     clamped,
     exact_log_partition,
+    machine_sites,
 )
 from tests.infer.programs.machines import (
     MACHINES,
@@ -39,6 +41,7 @@ from tests.infer.programs.machines import (
     dbm,
     double,
     joint_terms,
+    log_p_star,
     log_score,
     log_z,
     rbm,
@@ -321,16 +324,97 @@ class TestLearning:
         assert trace.nodes["v_free"]["scale"] == 2.0
 
     def test_svi_step(self) -> None:
+        """A step of length 1 is the gradient: the guide's state less the means of the whole machine."""
         fixed = clamped(self.learnable(), "v", MASK, GIVEN)
+        free, number = double(0.0, 1.0), 20_000
 
         def guide() -> None:
-            logits = pyro.param("logits", torch.zeros(2).double())
-            pyro.sample("v_free", dist.Bernoulli(logits=logits).to_event(1))
+            pyro.sample("v_free", dist.Bernoulli(free).to_event(1))
 
-        svi = SVI(fixed, guide, pyro.optim.Adam({"lr": 0.1}), loss=ContrastiveDivergence())
-        before = rbm().visible.natural_bias
-        svi.step()
-        assert not torch.equal(pyro.param("bias").detach(), before)
+        loss = ContrastiveDivergence(num_steps=30, num_chains=number)
+        SVI(fixed, guide, pyro.optim.SGD({"lr": 1.0}), loss=loss).step()
+        moved = pyro.param("bias").detach() - rbm().visible.natural_bias
+        means = torch.softmax(log_p_star(rbm(), bits(3)), 0) @ bits(3)
+        assert ((moved - (whole(free) - means)) / (0.25 / number) ** 0.5).abs().max() < Z
+        assert (whole(free) - means).abs().min() > 0.1
+
+
+class TestWhoseLogPartition:
+    """That of the whole machine, whatever is around the clamped program."""
+
+    def test_nested(self) -> None:
+        def prior() -> Tensor:
+            return pyro.sample("v", rbm())
+
+        inner = clamped(prior, "v", MASK, GIVEN)
+        both = clamped(inner, "v_free", torch.tensor([True, False]), double(0.0, 7.0))
+        value = poutine.trace(both).get_trace().nodes["_RETURN"]["value"]
+        assert torch.equal(value[:2], double(0.0, 1.0))
+        loss = ContrastiveDivergence(elbo=TraceEnum_ELBO(max_plate_nesting=0))
+        found = loss.loss(config_enumerate(both), lambda: None)
+        rest = torch.stack([double(0.0, 1.0, 0.0), double(0.0, 1.0, 1.0)])
+        expected = log_z(rbm()) - log_p_star(rbm(), rest).logsumexp(0)
+        assert found == pytest.approx(float(expected), abs=1e-9)
+        site = machine_sites(both)["v_free_free"]
+        assert site.normalizer.event_shape == (3,) and site.machine.event_shape == (1,)
+
+    def test_prior_alone_in_float64(self) -> None:
+        """The recorded whole layer has a log-density of the program's dtype, which enumeration contracts."""
+
+        def prior() -> None:
+            pyro.sample("v", rbm())
+
+        fixed = clamped(prior, "v", MASK, GIVEN)
+        loss = ContrastiveDivergence(elbo=TraceEnum_ELBO(max_plate_nesting=0))
+        found = loss.loss(config_enumerate(fixed), lambda: None)
+        expected = log_z(rbm()) - log_p_star(rbm(), whole(FREE)).logsumexp(0)
+        assert found == pytest.approx(float(expected), abs=1e-9)
+        trace = poutine.trace(fixed).get_trace()
+        trace.compute_log_prob()
+        assert trace.nodes["v"]["log_prob"].dtype == torch.float64
+
+    @pytest.mark.parametrize("replayed", [False, True])
+    def test_replayed(self, replayed: bool) -> None:
+        """``poutine.replay`` puts the guide's ``infer`` in the place of the model's."""
+        free = double(0.0, 1.0)
+
+        def guide() -> None:
+            pyro.sample("v_free", dist.Bernoulli(free).to_event(1))
+
+        model = clamped(program(rbm, normalize=False), "v", MASK, GIVEN)
+        if replayed:
+            model = poutine.replay(model, trace=poutine.trace(guide).get_trace())
+        found = ContrastiveDivergence(log_partition=exact_log_partition).loss(model, guide)
+        seen = dist.Normal(whole(free), 0.8).log_prob(SEEN).sum()
+        expected = log_z(rbm()) - log_p_star(rbm(), whole(free)) - seen
+        assert found == pytest.approx(float(expected), abs=1e-9)
+
+    def test_of_a_machine_too_large_to_enumerate(self) -> None:
+        """Few free units are enumerated, with the log Z that is given and its gradient from chains."""
+        bias, number = torch.linspace(-1.0, 1.0, 30).double(), 4000
+
+        def prior() -> None:
+            visible = pyro.param("bias", bias.clone())
+            # Without weights a single sweep draws from the machine.
+            pyro.sample(
+                "v", BernoulliRBM(torch.zeros(30, 28).double(), visible, torch.zeros(28).double())
+            )
+
+        mask = torch.arange(30) >= 2
+        model = config_enumerate(clamped(prior, "v", mask, torch.ones(30).double()))
+        log_z = torch.nn.functional.softplus(bias).sum() + 28 * math.log(2.0)
+        loss = ContrastiveDivergence(
+            log_partition=lambda machine: log_z,
+            num_chains=number,
+            elbo=TraceEnum_ELBO(max_plate_nesting=0),
+        )
+        value = loss.loss_and_grads(model, lambda: None)
+        expected = -torch.nn.functional.logsigmoid(bias[mask]).sum()
+        assert value == pytest.approx(float(expected), abs=1e-9)
+        got = dict(pyro.get_param_store().named_parameters())["bias"].grad
+        exact = torch.where(mask, bias.sigmoid() - 1.0, 0.0)
+        assert got is not None
+        assert ((got - exact).abs().max() / (0.25 / number) ** 0.5) < Z
 
 
 class TestWhatIsRefused:

@@ -20,9 +20,22 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_ebm.distributions import RBM, GaussianBernoulliRBM, UnnormalizedGradientError, units
+from pyro_ebm.distributions import (
+    RBM,
+    GaussianBernoulliRBM,
+    UnnormalizedGradientError,
+    relaxed,
+    units,
+)
+from pyro_ebm.distributions.constraints import concatenation, counts, flat_one_hot, spin
 from pyro_ebm.infer import FactorReparam, FactorReparamWarning, exact_log_partition
-from pyro_ebm.infer.programs.bounds import interval_of, is_inside, is_same
+from pyro_ebm.infer.programs.bounds import (
+    hull_of,
+    interval_of,
+    is_inside,
+    is_inside_hull,
+    is_same,
+)
 from tests.infer.programs.machines import dbm, double, log_p_star, rbm
 
 Z = 6.0
@@ -209,6 +222,21 @@ class TestLogPartition:
             found = self.score(gaussian().normalize(1.5), constraints.positive)
         assert abs(float(found)) < 1e-9
 
+    def test_dropped_where_it_is_that_of_bits(self) -> None:
+        """A relaxed machine keeps the log Z of bits, on the support of relaxed ones."""
+        machine = relaxed(rbm().normalize(exact_log_partition(rbm())))
+        value = double(0.3, 0.8, 0.1)
+        for support in (None, constraints.unit_interval):
+            fixed = poutine.condition(reparametrised(machine, support), data={"v_improper": value})
+            with pytest.warns(FactorReparamWarning, match="'v'.*dropped"):
+                found = poutine.trace(fixed).get_trace().log_prob_sum()
+            assert torch.allclose(found, log_p_star(rbm(), value), rtol=0, atol=1e-9)
+        params, _, _, _ = initialize_model(
+            reparametrised(relaxed(rbm())), init_strategy=init_to_sample
+        )
+        # Not at the bits that it is drawn from.
+        assert bool((params["v_improper"].abs() <= 2.0).all())
+
     def test_warned_once(self) -> None:
         model = reparametrised(gaussian().normalize(1.5), constraints.positive)
         with pytest.warns(FactorReparamWarning):
@@ -281,6 +309,9 @@ class TestWhatIsRefused:
             (dbm(), constraints.unit_interval, TypeError, "got a DBM"),
             (rbm(), None, ValueError, "discrete units; HMC needs a support"),
             (rectified(), constraints.real, ValueError, "defined on .* only"),
+            (rbm(), constraints.real, ValueError, r"between their states.*\(0.0, 1.0\)"),
+            (rbm(), constraints.positive, ValueError, "between their states"),
+            (rbm(), constraints.interval(-1.0, 1.0), ValueError, "between their states"),
         ],
     )
     def test_sites(self, fn: Any, support: Any, error: Any, match: str) -> None:
@@ -301,6 +332,16 @@ class TestBounds:
         assert interval_of(constraints.unit_interval) == (0.0, 1.0)
         assert interval_of(constraints.simplex) is None
         assert interval_of(constraints.integer_interval(0, 3)) is None
+
+    def test_hulls(self) -> None:
+        assert hull_of(constraints.independent(constraints.boolean, 1)) == (0.0, 1.0)
+        assert hull_of(spin) == (-1.0, 1.0)
+        assert hull_of(counts(3)) == (0.0, 3.0)
+        assert hull_of(concatenation([counts(3), spin], [2, 1])) == (0.0, 1.0)
+        assert hull_of(constraints.real) is None
+        assert is_inside_hull(constraints.simplex, flat_one_hot(3))
+        assert is_inside_hull(constraints.interval(0.2, 0.9), constraints.boolean)
+        assert not is_inside_hull(constraints.unit_interval, constraints.nonnegative_integer)
 
     def test_comparisons(self) -> None:
         assert is_same(constraints.positive, constraints.independent(constraints.nonnegative, 1))

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.contrib.gp.kernels
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import (
     MCMC,
     NUTS,
@@ -20,6 +22,7 @@ from pyro.infer import (
     RenyiELBO,
     ReweightedWakeSleep,
     Trace_ELBO,
+    Trace_MMD,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
@@ -41,8 +44,13 @@ from pyro_ebm.distributions import (
     GaussianBernoulliRBM,
     UnnormalizedGradientError,
 )
-from pyro_ebm.infer import ContrastiveDivergence, Gibbs, exact_log_partition
-from tests.infer.programs.machines import bits, double, rbm
+from pyro_ebm.infer import (
+    ContrastiveDivergence,
+    Gibbs,
+    LeaveOneOutELBO,
+    exact_log_partition,
+)
+from tests.infer.programs.machines import bits, double, log_p_star, rbm
 
 SEEN = double(0.4, -0.3, 0.9)
 JIT = [JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO]
@@ -148,6 +156,39 @@ class TestDiscreteMachines:
         with pytest.raises(ValueError, match=r"'v' is neither in the guide nor enumerated.*1024"):
             step(config_enumerate(model) if enumerated else model, lambda: None, loss)
 
+    @pytest.mark.parametrize(
+        "elbo",
+        [Trace_ELBO(), TraceGraph_ELBO(), LeaveOneOutELBO(4, 0)],
+        ids=lambda e: type(e).__name__,
+    )
+    def test_annotated_where_nothing_enumerates(self, elbo: Any) -> None:
+        """``config_enumerate`` is a note to TraceEnum_ELBO, which others do not read."""
+        with pytest.raises(ValueError, match="'v' is neither in the guide nor enumerated"):
+            ContrastiveDivergence(elbo=elbo).loss(config_enumerate(program(rbm)), lambda: None)
+
+    def test_normalised_ones(self) -> None:
+        def normalised() -> RBM:
+            return rbm().normalize(exact_log_partition(rbm()))
+
+        with pytest.raises(ValueError, match="'v' is neither in the guide nor enumerated"):
+            ContrastiveDivergence().loss(program(normalised), lambda: None)
+
+    @pytest.mark.parametrize("within", [True, False])
+    @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+    def test_masked_out(self, within: bool) -> None:
+        """It adds nothing to the ELBO, so anyone may draw it."""
+
+        def model() -> None:
+            if within:
+                pyro.sample("v", rbm().mask(False))
+            else:
+                with poutine.mask(mask=False):
+                    pyro.sample("v", rbm())
+            pyro.sample("x", dist.Normal(SEEN, 1.0).to_event(1), obs=SEEN)
+
+        expected = -dist.Normal(SEEN, 1.0).log_prob(SEEN).sum()
+        assert ContrastiveDivergence().loss(model, lambda: None) == pytest.approx(float(expected))
+
     def test_hamiltonian_kernels(self) -> None:
         with pytest.raises(ValueError, match="cannot handle discrete sample site 'v'"):
             MCMC(NUTS(program(large)), 2, 2, disable_progbar=True).run()
@@ -203,10 +244,41 @@ class TestWhatWorks:
             logits = pyro.param("logits", torch.zeros(3).double())
             pyro.sample("v", dist.Bernoulli(logits=logits).to_event(1))
 
-        elbo = ReweightedWakeSleep(num_particles=2, insomnia=0.5, num_sleep_particles=2)
-        step(program(learnable), learnt_guide, ContrastiveDivergence(elbo=elbo))
+        number = 4000
+        elbo = ReweightedWakeSleep(
+            num_particles=2,
+            insomnia=0.0,
+            num_sleep_particles=number,
+            vectorize_particles=True,
+            max_plate_nesting=0,
+        )
+        ContrastiveDivergence(elbo=elbo).loss_and_grads(program(learnable), learnt_guide)
+        got = dict(pyro.get_param_store().named_parameters())["logits"].grad
+        means = torch.softmax(log_p_star(rbm(), bits(3)), 0) @ bits(3)
+        assert got is not None
+        assert ((got - (0.5 - means)) / (0.25 / number) ** 0.5).abs().max() < 6.0
+        assert (0.5 - means).abs().max() > 0.1
+
+    def test_draws_of_the_prior(self) -> None:
+        """Trace_MMD draws them on purpose; what it refuses is that they have no pathwise gradient."""
+        kernel = pyro.contrib.gp.kernels.RBF(3, lengthscale=double(1.0).squeeze())
+        elbo = Trace_MMD(
+            {"v": kernel}, num_particles=4, vectorize_particles=True, max_plate_nesting=0
+        )
+        with pytest.raises(ValueError, match=r"site v is not reparameterizable"):
+            ContrastiveDivergence(elbo=elbo).differentiable_loss(program(rbm), guide)
 
     @pytest.mark.parametrize("auto", [AutoNormal, AutoDelta])
     @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
     def test_autoguides_of_continuous_machines(self, auto: Any, elbo: Any) -> None:
-        step(program(real), auto(program(real)), ContrastiveDivergence(elbo=elbo()))
+        """The gradient by where the guide is, in closed form; its width is next to nothing."""
+        model = program(real)
+        guide = auto(model) if auto is AutoDelta else auto(model, init_scale=1e-8)
+        ContrastiveDivergence(elbo=elbo()).loss_and_grads(model, guide)
+        names = {AutoDelta: "v", AutoNormal: "locs.v"}
+        place = next(p for n, p in guide.named_parameters() if n.startswith(names[auto]))
+        v = place.detach().clone().requires_grad_()
+        energy = real().free_energy(v) - dist.Normal(v, 1.0).log_prob(SEEN).sum()
+        (exact,) = torch.autograd.grad(energy, v)
+        assert torch.allclose(place.grad, exact, rtol=0, atol=1e-6)
+        assert exact.abs().max() > 0.1

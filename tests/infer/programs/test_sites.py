@@ -18,7 +18,6 @@ from pyro.infer import (
     TraceGraph_ELBO,
     config_enumerate,
 )
-from pyro.infer.mcmc import RandomWalkKernel
 from torch import Tensor
 
 from pyro_ebm.distributions import DBM, RBM, units
@@ -431,7 +430,22 @@ class TestCheckLogPartitions:
         ):
             check_log_partitions(self.model(False))
         assert list(check_log_partitions(self.model(True))) == ["v"]
-        assert RandomWalkKernel(self.model(False)) is not None
+
+    def test_a_constant_is_refused(self) -> None:
+        def model() -> None:
+            shift = pyro.sample("shift", dist.Normal(double(0.0).squeeze(), 1.0))
+            pyro.sample("v", rbm(shift.unsqueeze(-1)).normalize(3.0), obs=DATA[0])
+
+        with pytest.raises(ValueError, match=r"'v' depends on shift.*constant"):
+            check_log_partitions(model)
+
+    def test_under_factor_reparam_it_is_not_found(self) -> None:
+        """What the documentation says: check the program without it."""
+        machine = RBM(
+            units.Gaussian(double(0.0), double(1.0)), rbm().hidden, double(1.0, 1.0)[None]
+        )
+        model = poutine.reparam(lambda: pyro.sample("v", machine), config={"v": FactorReparam()})
+        assert check_log_partitions(model) == {}
 
     def test_learnable_parameters_alone_are_fine(self) -> None:
         """Under SVI the loss supplies what is missing."""

@@ -61,7 +61,7 @@ class TestScale:
         torch.testing.assert_close(result.rows, exact, **CLOSE)
         assert result.log_partition_error.item() == pytest.approx(0.1)
         fair_bits = dist.Bernoulli(torch.full((2, 3), 0.5).double()).to_event(1)
-        result = call(model, lambda: guide(fair_bits), 5000)
+        result = call(model, lambda: guide(fair_bits), 2000, chunk_size=2000)
         assert ((result.rows - exact) / result.weights.std_error).abs().max() < Z_LIMIT
         with pytest.raises(ValueError, match=r"'v' is scaled by \[3.0\], but no plate is given"):
             call(model, guide, plate=None)
@@ -163,7 +163,7 @@ class TestMask:
             call(masked, auto, log_partition=None)
         result = call(masked, poutine.mask(auto, mask=self.MASK), 2000, log_partition=None)
         assert result.rows[self.MASK].abs().max() < Z_LIMIT * result.weights.std_error.max()
-        assert bool((result.rows[~self.MASK] == 0.0).all())
+        assert result.rows[~self.MASK].abs().max() < 1e-9
 
 
 class TestConditioned:
