@@ -35,7 +35,7 @@ def test_smoke(example: ModuleType, tmp_path: Path, data_dir: Path) -> None:
     assert report["settings"]["rows"] == options.rows
     assert set(report["held_out"]) == {
         "posterior predictive",
-        "posterior mode",
+        "mode given the scale",
         "maximum likelihood",
     }
     for name in ("posteriors.png", "predictive.png"):

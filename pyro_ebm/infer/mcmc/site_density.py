@@ -397,7 +397,6 @@ def plate_nesting(node: Any) -> int:
 
 
 # The names that infer.bayesian and diagnostics still import.
-_is_plate, _plate_nesting = is_plate, plate_nesting
 
 
 def _random_value(fn: TorchDistribution) -> Tensor:
