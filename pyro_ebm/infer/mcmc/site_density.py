@@ -396,9 +396,6 @@ def plate_nesting(node: Any) -> int:
     return max([len(node["fn"].batch_shape), *dims])
 
 
-# The names that infer.bayesian and diagnostics still import.
-
-
 def _random_value(fn: TorchDistribution) -> Tensor:
     """A value from a law with the site's support; for a machine, without any field."""
     machine = wrapped_machine(fn)
