@@ -69,6 +69,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Pyro's progress bars look for widgets that a built page has no use for.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 nb_execution_mode = "off" if tutorials == "off" else "force"
+if tutorials == "off":
+    # The language of a cell is told by its kernel, which has not run.
+    suppress_warnings.append("myst-nb.lexer")
 nb_execution_raise_on_error = True
 nb_execution_timeout = -1 if tutorials == "full" else 300
 nb_merge_streams = True
