@@ -118,12 +118,17 @@ def flips_exact(machine: Any, flip: Tensor) -> Tensor:
     return torch.where(GIVEN, changed * p.log() + (1 - changed) * (1 - p).log(), 0.0).sum(-1)
 
 
-def standard_errors(draws: Tensor, expected: Tensor, num_batches: int = 20) -> Tensor:
-    """Distance of the mean from the truth in standard errors by batch means; draws on the first axis."""
+def standard_errors(
+    draws: Tensor, expected: Tensor, least: Tensor | float = 0.0, num_batches: int = 20
+) -> Tensor:
+    """Distance of the mean from the truth in standard errors by batch means, which are at least those of
+    independent draws with the given deviation; draws on the first axis."""
     batches = (
         draws[: len(draws) // num_batches * num_batches].unflatten(0, (num_batches, -1)).mean(1)
     )
-    return (batches.mean(0) - expected) / (batches.std(0) / num_batches**0.5)
+    independent = torch.as_tensor(least) / len(draws) ** 0.5
+    error = torch.maximum(batches.std(0) / num_batches**0.5, independent)
+    return (batches.mean(0) - expected) / error
 
 
 def draws_of(program: Any, noise: str, machine: Any, seen: Tensor, num_draws: int) -> Any:
@@ -141,8 +146,10 @@ def test_flips_against_quadrature(program: Any, machine: Any) -> None:
     flip = (edges[1:] + edges[:-1]) / 2
     prior = dist.Beta(double(1.0), double(4.0)).log_prob(flip)
     weight, means, _ = exact(machine, prior, flips_exact(machine, flip))
-    draws = draws_of(program, "flips", machine, SEEN_BITS, 160)
-    assert standard_errors(draws["clean"], means).abs().max() < 6.0
+    draws = draws_of(program, "flips", machine, SEEN_BITS, 400)
+    # A pixel that is nearly certain may not change in all draws.
+    deviation = (means * (1 - means)).sqrt()
+    assert standard_errors(draws["clean"], means, deviation).abs().max() < 6.0
     assert standard_errors(draws["flip"][:, 0], (weight * flip).sum()).abs() < 6.0
 
 
