@@ -444,7 +444,7 @@ class TestMachine:
         assert mcmc.get_samples()["v"].shape == (3, 2)
         with pytest.raises(ValueError, match="Gaussian visible units, got LowRankGaussian"):
             MALA(rbm)
-        with pytest.raises(ValueError, match="continuous visible units"):
+        with pytest.raises(ValueError, match="needs discrete visible units"):
             import pyro
 
             rbm_posterior(lambda: pyro.sample("v", rbm))
