@@ -323,27 +323,38 @@ class SiteDensity:
         return frozenset(others)
 
     def _check_machines(self) -> None:
-        """A machine below needs its log Z if its parameters depend on x."""
+        """A machine below needs its log Z if its parameters depend on x, or which of its rows count."""
         reference = self._unnormalised(self._trace(self._model, self.value))
         for value in self._probes() if reference else ():
             for name, tensors in self._unnormalised(self._trace(self._model, value)).items():
-                same = zip(tensors, reference.get(name, []), strict=True)
-                if not all(a.shape == b.shape and torch.equal(a, b) for a, b in same):
+                if not _are_equal(tensors, reference.get(name, [])):
                     raise ValueError(
-                        f"the parameters of the machine at site {name!r} depend on site "
+                        f"the parameters or the mask of the machine at site {name!r} depend on site "
                         f"{self.name!r}, but its log Z is not attached; use .normalize(...)"
                     )
 
     def _unnormalised(self, trace: poutine.Trace) -> dict[str, list[Tensor]]:
+        """What log Z's share in the density depends on: parameters, and the mask and the scale of rows."""
         nodes = _nodes(trace)
         names = list(nodes)
-        below = [n for n in names[names.index(self.name) + 1 :] if nodes[n]["type"] == "sample"]
-        machines = {n: wrapped_machine(nodes[n]["fn"]) for n in below}
-        return {
-            n: machine.parameters()
-            for n, machine in machines.items()
-            if machine is not None and machine.log_partition is None
-        }
+        found: dict[str, list[Tensor]] = {}
+        for name in names[names.index(self.name) + 1 :]:
+            node = nodes[name]
+            if node["type"] != "sample":
+                continue
+
+            def note(machine: EnergyBased, rows: Tensor | None, node: Any = node) -> EnergyBased:
+                if machine.log_partition is None:
+                    others = (rows, node["scale"])
+                    found[node["name"]] = [
+                        *machine.parameters(),
+                        *(x for x in others if isinstance(x, Tensor)),
+                    ]
+                return machine
+
+            mask = node["mask"] if isinstance(node["mask"], Tensor) else None
+            replace_machine(node["fn"], note, mask, site=name)
+        return found
 
     def _check_rows(self) -> None:
         """Changing some rows must not change the log-density of the others."""
@@ -377,6 +388,12 @@ def _choose(trace: poutine.Trace, site: str | None) -> str:
             f"the sites beside {site!r} must be observed or conditioned on, but {others} are latent"
         )
     return site
+
+
+def _are_equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, second, strict=True)
+    )
 
 
 def is_plate(node: Any) -> bool:

@@ -309,3 +309,30 @@ class TestRefusals:
     def test_shape_of_a_value(self) -> None:
         with pytest.raises(ValueError, match=r"'v' must have shape \(\.\.\., 5, 4\), got \(4,\)"):
             SiteDensity(noisy).log_density(torch.zeros(4))
+
+
+@pytest.mark.parametrize("handler", [True, False], ids=["poutine.mask", ".mask()"])
+def test_which_machine_counts_depends_on_the_site(handler: bool) -> None:
+    """A mixture by masks: log Z of the component that counts is a part of its weight."""
+    machines = [
+        BernoulliRBM(w * torch.ones(3, 2), torch.zeros(3), torch.zeros(2)) for w in (2.0, -2.0)
+    ]
+    data = torch.ones(4, 3)
+
+    def model(log_z: bool) -> None:
+        with pyro.plate("rows", 4):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            for k, machine in enumerate(machines):
+                fn = machine.normalize(exact_log_partition(machine)) if log_z else machine
+                if handler:
+                    with poutine.mask(mask=z == k):
+                        pyro.sample(f"v{k}", fn, obs=data)
+                else:
+                    pyro.sample(f"v{k}", fn.mask(z == k), obs=data)
+
+    with pytest.raises(ValueError, match="mask of the machine at site 'v0' depend on site 'z'"):
+        SiteDensity(model, "z", (False,))
+    density = SiteDensity(model, "z", (True,))
+    difference = density.log_density(torch.ones(4)) - density.log_density(torch.zeros(4))
+    expected = [m.log_prob(data[0]) - exact_log_partition(m) for m in machines]
+    assert torch.allclose(difference, (expected[1] - expected[0]).double().expand(4), atol=1e-5)
