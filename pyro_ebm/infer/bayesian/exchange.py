@@ -105,11 +105,9 @@ class Exchange(ParameterKernel):
         adapt_covariance: bool = True,
         init_strategy: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        if num_bridges < 0:
-            raise ValueError(f"num_bridges must be at least 0, got {num_bridges}")
-        self.num_bridges = num_bridges
         super().__init__(
             model,
+            num_bridges=num_bridges,
             num_steps=num_steps,
             num_sweeps=num_sweeps,
             target_accept_prob=target_accept_prob,

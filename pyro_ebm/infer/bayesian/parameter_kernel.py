@@ -45,6 +45,7 @@ class ParameterKernel(VectorizedKernel):
         self,
         model: Callable[..., Any],
         *,
+        num_bridges: int,
         num_steps: int,
         num_sweeps: int,
         target_accept_prob: float,
@@ -55,6 +56,8 @@ class ParameterKernel(VectorizedKernel):
         super().__init__()
         if not callable(model):
             raise TypeError(f"model must be a Pyro model, got {type(model).__name__}")
+        if num_bridges < 0:
+            raise ValueError(f"num_bridges must be at least 0, got {num_bridges}")
         for name, number in (("num_steps", num_steps), ("num_sweeps", num_sweeps)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
@@ -63,6 +66,7 @@ class ParameterKernel(VectorizedKernel):
         if not init_scale > 0.0:
             raise ValueError(f"init_scale must be positive, got {init_scale}")
         self.model = model
+        self.num_bridges = num_bridges
         self.num_steps = num_steps
         self.num_sweeps = num_sweeps
         self._walk_options: dict[str, Any] = {

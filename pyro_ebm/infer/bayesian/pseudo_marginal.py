@@ -106,15 +106,13 @@ class PseudoMarginal(ParameterKernel):
         adapt_covariance: bool = True,
         init_strategy: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        if num_bridges < 0:
-            raise ValueError(f"num_bridges must be at least 0, got {num_bridges}")
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, got {num_particles}")
         self.reference = None if reference is None else dict(reference)
-        self.num_bridges = num_bridges
         self.num_particles = num_particles
         super().__init__(
             model,
+            num_bridges=num_bridges,
             num_steps=num_steps,
             num_sweeps=num_sweeps,
             target_accept_prob=target_accept_prob,

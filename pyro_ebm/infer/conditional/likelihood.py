@@ -5,7 +5,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from pyro_ebm.infer.conditional.contexts import (
 from pyro_ebm.infer.conditional.density import log_densities
 from pyro_ebm.infer.conditional.join import as_estimates
 from pyro_ebm.infer.log_partition import LogPartitionEstimate
-from pyro_ebm.infer.log_partition.serialization import to_json
+from pyro_ebm.infer.log_partition.likelihood_report import LikelihoodReport
 
 __all__ = ["ConditionalLikelihood", "conditional_likelihood", "conditional_log_likelihood"]
 
@@ -112,7 +112,7 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class ConditionalLikelihood:
+class ConditionalLikelihood(LikelihoodReport):
     r"""The mean log-likelihood of rows given their contexts, and its two kinds of doubt.
 
     *Which rows.* ``std_error`` says how far the mean over other rows of the same source would be from
@@ -137,6 +137,11 @@ class ConditionalLikelihood:
     :param str side: "above" where the value bounds the likelihood from above in expectation, "below"
         where from below, None otherwise.
     """
+
+    _reported: ClassVar[tuple[str, ...]] = (
+        *("value", "std_error", "log_partition_error", "lower", "upper"),
+        *("optimistic", "pessimistic", "context_values", "counts", "side", "flags", "settings"),
+    )
 
     value: Tensor
     std_error: Tensor
@@ -197,24 +202,6 @@ class ConditionalLikelihood:
             _flags(estimates),
             sides[estimates[0].side] if len(estimates) == 1 else None,
         )
-
-    @property
-    def reliable(self) -> bool:
-        """Whether nothing is suspicious about log Z."""
-        return not self.flags
-
-    @property
-    def gap(self) -> Tensor:
-        """Optimistic minus pessimistic mean, the number to quote beside either."""
-        return self.optimistic - self.pessimistic
-
-    def to_dict(self) -> dict[str, Any]:
-        """Numbers and settings for a report, without those of single rows; JSON types only."""
-        names = (
-            *("value", "std_error", "log_partition_error", "lower", "upper"),
-            *("optimistic", "pessimistic", "context_values", "counts", "side", "flags", "settings"),
-        )
-        return {name: to_json(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
         bound = {"above": ", an upper bound", "below": ", a lower bound", None: ""}[self.side]

@@ -6,14 +6,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyro_ebm.infer.log_partition.bracket import sides_of
 from pyro_ebm.infer.log_partition.estimate import LogPartitionEstimate
-from pyro_ebm.infer.log_partition.serialization import to_json
+from pyro_ebm.infer.log_partition.likelihood_report import LikelihoodReport
 
 __all__ = ["DeepLogLikelihood", "RowDensities", "as_sides"]
 
@@ -41,7 +41,7 @@ class RowDensities:
 
 
 @dataclass(frozen=True)
-class DeepLogLikelihood:
+class DeepLogLikelihood(LikelihoodReport):
     r"""The mean log-likelihood of rows under a deep machine, what it bounds, and its three kinds of doubt.
 
     *Which rows.* ``std_error`` says how far the mean over other rows of the same source would be from this
@@ -70,6 +70,11 @@ class DeepLogLikelihood:
     :param str side: "below" where the value bounds the likelihood from below in expectation, "above" where
         from above, None where it is exact or the errors of its two parts go against each other.
     """
+
+    _reported: ClassVar[tuple[str, ...]] = (
+        *("value", "std_error", "density_error", "log_partition_error", "lower", "upper"),
+        *("optimistic", "pessimistic", "side", "flags", "settings"),
+    )
 
     value: Tensor
     std_error: Tensor
@@ -122,24 +127,6 @@ class DeepLogLikelihood:
             (*densities.flags, *_flags(estimates)),
             _side(densities.exact, estimates),
         )
-
-    @property
-    def reliable(self) -> bool:
-        """Whether nothing is suspicious, neither about the rows nor about log Z."""
-        return not self.flags
-
-    @property
-    def gap(self) -> Tensor:
-        """Optimistic minus pessimistic mean, the number to quote beside either."""
-        return self.optimistic - self.pessimistic
-
-    def to_dict(self) -> dict[str, Any]:
-        """Numbers and settings for a report, without those of single rows; JSON types only."""
-        names = (
-            *("value", "std_error", "density_error", "log_partition_error", "lower", "upper"),
-            *("optimistic", "pessimistic", "side", "flags", "settings"),
-        )
-        return {name: to_json(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
         s = self.settings

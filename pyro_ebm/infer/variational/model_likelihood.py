@@ -6,12 +6,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pyro_ebm.infer.log_partition.serialization import to_json
+from pyro_ebm.infer.log_partition.likelihood_report import LikelihoodReport
 from pyro_ebm.infer.variational.site_log_partition import (
     SiteLogPartition,
     join_sites,
@@ -32,7 +32,7 @@ _SMALL_SPREAD = 0.5
 
 
 @dataclass(frozen=True)
-class ModelLogLikelihood:
+class ModelLogLikelihood(LikelihoodReport):
     r"""The mean log-likelihood of rows under a model with machines in it, and its three kinds of doubt.
 
     *Which rows.* ``std_error`` says how far the mean over other rows of the same source would be from
@@ -69,6 +69,11 @@ class ModelLogLikelihood:
     :param str side: "below" where the value bounds the likelihood from below in expectation, "above" where
         from above, None where it is exact or the errors of its parts go against each other.
     """
+
+    _reported: ClassVar[tuple[str, ...]] = (
+        *("value", "std_error", "density_error", "log_partition_error", "lower", "upper"),
+        *("optimistic", "pessimistic", "bias", "exact", "side", "flags", "settings"),
+    )
 
     value: Tensor
     std_error: Tensor
@@ -172,24 +177,6 @@ class ModelLogLikelihood:
     def rows(self) -> Tensor:
         """Log-likelihoods of the rows, shape ``(rows,)``; log Z at the midpoint of a bracket."""
         return self.weights.value
-
-    @property
-    def reliable(self) -> bool:
-        """Whether nothing is suspicious, neither about the weights nor about log Z."""
-        return not self.flags
-
-    @property
-    def gap(self) -> Tensor:
-        """Optimistic minus pessimistic mean, the number to quote beside either."""
-        return self.optimistic - self.pessimistic
-
-    def to_dict(self) -> dict[str, Any]:
-        """Numbers and settings for a report, without those of single rows; JSON types only."""
-        names = (
-            *("value", "std_error", "density_error", "log_partition_error", "lower", "upper"),
-            *("optimistic", "pessimistic", "bias", "exact", "side", "flags", "settings"),
-        )
-        return {name: to_json(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
         s = self.settings
