@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The posterior of the example's program at toy size against quadrature, its numbers against plain sums."""
 
-import importlib
 import json
 import math
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pyro
 import pytest
@@ -17,13 +17,10 @@ from pyro_ebm.infer import Exchange, VectorizedMCMC
 from tests.infer.bayesian.small_programs import chain_z
 from tests.infer.reference import Z_LIMIT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module("bayesian_rbm")
+def example(load: Any) -> ModuleType:
+    return load("bayesian_rbm")
 
 
 def test_smoke(example: ModuleType, tmp_path: Path, data_dir: Path) -> None:

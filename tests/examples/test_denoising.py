@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Denoising: its programs against quadrature and enumeration, its parts against definitions, and a run."""
 
-import importlib
 import itertools
 import json
 import math
@@ -23,30 +22,24 @@ from pyro_ebm.distributions.units import Bernoulli
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A program as a module: it finds its neighbours in its own folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module(name)
+@pytest.fixture
+def program(load: Any) -> Any:
+    return load("denoising")
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load("denoising", monkeypatch)
+def priors(load: Any) -> Any:
+    return load("denoising_priors")
 
 
 @pytest.fixture
-def priors(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load("denoising_priors", monkeypatch)
+def baselines(load: Any) -> Any:
+    return load("denoising_baselines")
 
 
 @pytest.fixture
-def baselines(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load("denoising_baselines", monkeypatch)
-
-
-@pytest.fixture
-def scores(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load("denoising_scores", monkeypatch)
+def scores(load: Any) -> Any:
+    return load("denoising_scores")
 
 
 def double(*rows: Any) -> Tensor:

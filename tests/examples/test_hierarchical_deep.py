@@ -4,7 +4,6 @@
 
 import argparse
 import dataclasses
-import importlib
 import itertools
 import json
 from pathlib import Path
@@ -16,15 +15,7 @@ from torch import Tensor
 
 from pyro_ebm import nn
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 F64 = torch.float64
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module of the example by its name: it finds its neighbours in its own folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module
 
 
 def test_projection(load: Any) -> None:

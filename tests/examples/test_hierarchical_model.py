@@ -2,10 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hierarchical prior of classes: its program and its conditionals against quadrature and enumeration."""
 
-import importlib
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,7 +12,6 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 F64 = torch.float64
 #: Log of a variance or precision, and a mean: the trapezium rule is exact to rounding on smooth tails.
 LOGS = torch.linspace(-16.0, 8.0, 481, dtype=F64)
@@ -22,16 +19,13 @@ LINE = torch.linspace(-14.0, 14.0, 561, dtype=F64)
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The model as a module: it finds its neighbours in its own folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module("hierarchical_model")
+def program(load: Any) -> Any:
+    return load("hierarchical_model")
 
 
 @pytest.fixture
-def laws(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module("hierarchical_laws")
+def laws(load: Any) -> Any:
+    return load("hierarchical_laws")
 
 
 def step(grid: Tensor) -> float:

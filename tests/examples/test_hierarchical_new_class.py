@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """New classes of the hierarchical prior, from a few images: quadrature over mean, precision and variance."""
 
-import importlib
 import math
-from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,22 +12,18 @@ from torch import Tensor
 
 from tests.examples.test_hierarchical_model import F64, LOGS, prior_of, rows_of, step
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 #: Means of classes of a small precision are far away.
 WIDE = torch.linspace(-80.0, 80.0, 1601, dtype=F64)
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The model as a module: it finds its neighbours in its own folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module("hierarchical_model")
+def program(load: Any) -> Any:
+    return load("hierarchical_model")
 
 
 @pytest.fixture
-def new_class(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module("hierarchical_new_class")
+def new_class(load: Any) -> Any:
+    return load("hierarchical_new_class")
 
 
 def fake_tree(program: Any, dim: int = 2) -> Any:

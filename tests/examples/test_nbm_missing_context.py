@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A neural Boltzmann machine with missing covariates: evidence and posteriors against quadrature."""
 
-import importlib
 import itertools
 import json
 import math
@@ -30,11 +29,10 @@ STEP = 24.0 / 300
 
 
 @pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def programs(load: Any) -> dict[str, Any]:
     """The example's modules: they find each other in their own folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     names = ("missing_context", "nbm_missing_context")
-    return {name: importlib.import_module(name) for name in names}
+    return {name: load(name) for name in names}
 
 
 @pytest.fixture

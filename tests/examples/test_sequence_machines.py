@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixtures and chains of conditional machines: evidence against all paths, posteriors against Bayes' rule."""
 
-import importlib
 import itertools
 import json
 import subprocess
@@ -25,11 +24,10 @@ ORDER, CHANNELS, HIDDEN, K = 2, 2, 2, 3
 
 
 @pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def programs(load: Any) -> dict[str, Any]:
     """The example's modules: they find each other in their own folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     names = ("machines", "models", "data", "start", "pictures")
-    return {name: importlib.import_module(f"sequence_{name}") for name in names}
+    return {name: load(f"sequence_{name}") for name in names}
 
 
 def regimes(programs: dict[str, Any], family: str, num_regimes: int = K) -> Any:

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Structure learning: edges against enumeration of all graphs, its parts against definitions, and a run."""
 
-import importlib
 import itertools
 import json
 import math
@@ -18,8 +17,6 @@ from torch import Tensor
 
 from pyro_ebm.distributions import BernoulliRBM
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
 
 @pytest.fixture(autouse=True)
 def _double() -> Any:
@@ -30,30 +27,24 @@ def _double() -> Any:
     torch.set_default_dtype(default)
 
 
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A program as a module: it finds its neighbours in its own folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module(name)
+@pytest.fixture
+def program(load: Any) -> Any:
+    return load("structure_learning")
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load("structure_learning", monkeypatch)
+def potts(load: Any) -> Any:
+    return load("potts_models")
 
 
 @pytest.fixture
-def potts(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load("potts_models", monkeypatch)
+def families(load: Any) -> Any:
+    return load("graph_families")
 
 
 @pytest.fixture
-def families(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load("graph_families", monkeypatch)
-
-
-@pytest.fixture
-def scores(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load("structure_scores", monkeypatch)
+def scores(load: Any) -> Any:
+    return load("structure_scores")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

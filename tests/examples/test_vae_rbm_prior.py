@@ -18,17 +18,15 @@ from torch.nn.functional import logsigmoid, softplus
 
 from pyro_ebm import datasets
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PIXELS, LATENT, HIDDEN = 5, 4, 3
 PRIORS = ("rbm", "independent")
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def program(load: Any) -> Iterator[Any]:
     """The program as a module: it finds its neighbours in its own folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     pyro.clear_param_store()
-    yield importlib.import_module("vae_rbm_prior")
+    yield load("vae_rbm_prior")
     pyro.clear_param_store()
 
 
